@@ -1,0 +1,7 @@
+//! The domain of flannel, pure: from leases and a network config to the kernel objects that realise them.
+//!
+//! Nothing here touches the system: no clock, no randomness, no files, no network, no logging. Time, random numbers and
+//! observations are arguments.
+#![forbid(unsafe_code)]
+
+pub mod object;
