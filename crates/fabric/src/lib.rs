@@ -4,4 +4,6 @@
 //! observations are arguments.
 #![forbid(unsafe_code)]
 
+pub mod go_json;
+pub mod lease;
 pub mod object;

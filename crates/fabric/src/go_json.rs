@@ -1,0 +1,423 @@
+//! JSON as Go's `encoding/json` reads and writes it, where that differs from what serde does.
+//!
+//! Network config, lease values, node annotations and CNI configuration were all defined by Go structs. Their readers match
+//! field names without regard to case, let the last of several equal names win and take `null` for absence; their writer
+//! escapes five characters more than JSON asks for. The values stay raw text until somebody asks for a type, so that an error
+//! can name the field, what it held and what was expected.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Longest piece of a value that an error message repeats, in characters.
+const QUOTED: usize = 80;
+
+/// What is wrong with a JSON text or one of its fields.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GoJsonError {
+    /// The text is no JSON, is cut off, or goes on after its end.
+    #[error("not valid JSON: {0}")]
+    Syntax(String),
+    /// The text is JSON, but no object.
+    #[error("expected a JSON object, found {0}")]
+    NotObject(String),
+    /// A field holds something its reader cannot take.
+    #[error("{field} is {value}: expected {expected}")]
+    Field {
+        /// The field's name as documented, with the names of the objects around it (`Backend.Type`).
+        field: String,
+        /// The field's JSON text, shortened when long.
+        value: String,
+        /// What would have been right.
+        expected: &'static str,
+    },
+}
+
+/// A JSON object as its fields in the order of the text, values unread.
+#[derive(Debug, Clone)]
+pub struct Fields<'a> {
+    inside: String,
+    pairs: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+impl<'a> Fields<'a> {
+    /// Splits an object into fields. Blanks may surround it, nothing else.
+    pub fn parse(text: &'a str) -> Result<Fields<'a>, GoJsonError> {
+        Fields::parse_inside(text, String::new())
+    }
+
+    fn parse_inside(text: &'a str, inside: String) -> Result<Fields<'a>, GoJsonError> {
+        let raw: &'a RawValue = serde_json::from_str(text).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
+        if !raw.get().starts_with('{') {
+            return Err(GoJsonError::NotObject(shorten(raw.get())));
+        }
+        let Pairs(pairs) = serde_json::from_str(raw.get()).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
+        Ok(Fields { inside, pairs })
+    }
+
+    /// Every field in the order of the text, duplicates and `null` included.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.pairs.iter().map(|(name, raw)| (name.as_ref(), *raw))
+    }
+
+    /// The field's JSON text with `null` told from absence: the last field of that name, case not minded.
+    pub fn raw(&self, name: &str) -> Option<&'a str> {
+        self.pairs
+            .iter()
+            .rev()
+            .find(|(have, _)| equal_fold(have, name))
+            .map(|(_, raw)| raw.get())
+    }
+
+    /// The field's JSON text; `null` is absence.
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        self.raw(name).filter(|raw| *raw != "null")
+    }
+
+    /// A number without sign, point or exponent that fits 32 bits.
+    pub fn u32(&self, name: &str) -> Result<Option<u32>, GoJsonError> {
+        self.typed(
+            name,
+            "a whole number from 0 to 4294967295, without quotes",
+            |raw| {
+                raw.bytes()
+                    .all(|b| b.is_ascii_digit())
+                    .then(|| raw.parse().ok())?
+            },
+        )
+    }
+
+    /// A whole number with an optional sign, without point or exponent, that fits 64 bits.
+    pub fn i64(&self, name: &str) -> Result<Option<i64>, GoJsonError> {
+        self.typed(name, "a whole number, without quotes", |raw| raw.parse().ok())
+    }
+
+    /// `true` or `false`.
+    pub fn bool(&self, name: &str) -> Result<Option<bool>, GoJsonError> {
+        self.typed(name, "true or false, without quotes", |raw| raw.parse().ok())
+    }
+
+    /// A string.
+    pub fn string(&self, name: &str) -> Result<Option<String>, GoJsonError> {
+        self.typed(name, "a string", unquote)
+    }
+
+    /// A string that is an IP address of either family.
+    pub fn ip(&self, name: &str) -> Result<Option<IpAddr>, GoJsonError> {
+        self.typed(name, "an IP address in quotes", |raw| unquote(raw)?.parse().ok())
+    }
+
+    /// A string that is an IPv4 address; one mapped into IPv6 (`::ffff:192.0.2.1`) is one too.
+    pub fn ipv4(&self, name: &str) -> Result<Option<Ipv4Addr>, GoJsonError> {
+        self.typed(name, "an IPv4 address in quotes", |raw| {
+            match unquote(raw)?.parse().ok()? {
+                IpAddr::V4(ip) => Some(ip),
+                IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+            }
+        })
+    }
+
+    /// A string that is an IPv6 address and not an IPv4 address mapped into IPv6.
+    pub fn ipv6(&self, name: &str) -> Result<Option<Ipv6Addr>, GoJsonError> {
+        self.typed(name, "an IPv6 address in quotes", |raw| {
+            unquote(raw)?
+                .parse()
+                .ok()
+                .filter(|ip: &Ipv6Addr| ip.to_ipv4_mapped().is_none())
+        })
+    }
+
+    /// A string that is a prefix of either family, host bits kept.
+    pub fn cidr(&self, name: &str) -> Result<Option<IpNet>, GoJsonError> {
+        self.typed(name, "a CIDR in quotes, such as \"10.0.0.0/8\"", |raw| {
+            parse_cidr(&unquote(raw)?)
+        })
+    }
+
+    /// A nested object, whose errors name this field too.
+    pub fn object(&self, name: &str) -> Result<Option<Fields<'a>>, GoJsonError> {
+        let Some(raw) = self.get(name) else {
+            return Ok(None);
+        };
+        if !raw.starts_with('{') {
+            return Err(self.wrong(name, raw, "an object"));
+        }
+        let inside = format!("{}{name}.", self.inside);
+        Fields::parse_inside(raw, inside).map(Some)
+    }
+
+    /// The error for a field whose type is right and whose value is not.
+    pub fn wrong(&self, name: &str, value: &str, expected: &'static str) -> GoJsonError {
+        GoJsonError::Field {
+            field: format!("{}{name}", self.inside),
+            value: shorten(value),
+            expected,
+        }
+    }
+
+    fn typed<T>(
+        &self,
+        name: &str,
+        expected: &'static str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, GoJsonError> {
+        let Some(raw) = self.get(name) else {
+            return Ok(None);
+        };
+        read(raw).map(Some).ok_or_else(|| self.wrong(name, raw, expected))
+    }
+}
+
+/// Reads a prefix as Go's `net.ParseCIDR` does: decimal length with leading zeros allowed, host bits kept here.
+pub fn parse_cidr(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let length = parse_length(length)?;
+    match address.parse().ok()? {
+        IpAddr::V4(ip) => Ipv4Net::new(ip, length).ok().map(IpNet::V4),
+        IpAddr::V6(ip) => Ipv6Net::new(ip, length).ok().map(IpNet::V6),
+    }
+}
+
+/// Reads a prefix length: decimal digits and nothing else.
+pub(crate) fn parse_length(text: &str) -> Option<u8> {
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
+}
+
+/// A JSON text without blanks between its tokens and with Go's escapes inside its strings: what Go makes of a raw value.
+pub fn compact(text: &str) -> Result<String, GoJsonError> {
+    let raw: &RawValue = serde_json::from_str(text).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
+    let mut out = String::with_capacity(raw.get().len());
+    write_compact(&mut out, raw.get());
+    Ok(out)
+}
+
+/// Appends valid JSON without blanks between its tokens and with Go's escapes; the same when done twice.
+pub(crate) fn write_compact(out: &mut String, text: &str) {
+    let (mut in_string, mut escaped) = (false, false);
+    for c in text.chars() {
+        if !in_string && matches!(c, ' ' | '\t' | '\n' | '\r') {
+            continue;
+        }
+        match html_escape(c) {
+            Some(escape) => out.push_str(escape),
+            None => out.push(c),
+        }
+        if in_string && !escaped && c == '\\' {
+            escaped = true;
+            continue;
+        }
+        if c == '"' && !escaped {
+            in_string = !in_string;
+        }
+        escaped = false;
+    }
+}
+
+/// Appends a string in quotes as Go's `json.Marshal` writes it.
+pub fn write_quoted(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if u32::from(c) < 0x20 => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => match html_escape(c) {
+                Some(escape) => out.push_str(escape),
+                None => out.push(c),
+            },
+        }
+    }
+    out.push('"');
+}
+
+fn html_escape(c: char) -> Option<&'static str> {
+    match c {
+        '<' => Some("\\u003c"),
+        '>' => Some("\\u003e"),
+        '&' => Some("\\u0026"),
+        '\u{2028}' => Some("\\u2028"),
+        '\u{2029}' => Some("\\u2029"),
+        _ => None,
+    }
+}
+
+fn unquote(raw: &str) -> Option<String> {
+    serde_json::from_str(raw).ok()
+}
+
+/// Go's field name matching: ASCII case, and the two letters outside ASCII that fold into it.
+fn equal_fold(a: &str, b: &str) -> bool {
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    a.chars().map(fold).eq(b.chars().map(fold))
+}
+
+/// A value for a message: at most 80 characters, the rest as `…`.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Pairs<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Pairs<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<'de>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some((Name(name), raw)) = map.next_entry()? {
+                    pairs.push((name, raw));
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// A field name that borrows from the text where it holds no escape.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field name")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_when_repeated_in_another_case_give_the_last() {
+        let fields = Fields::parse(r#" {"SubnetLen":20,"x":1,"subnetLEN":21} "#).unwrap();
+        assert_eq!(fields.u32("SubnetLen"), Ok(Some(21)));
+        assert_eq!(fields.u32("SubnetMin"), Ok(None));
+    }
+
+    #[test]
+    fn numbers_when_not_plain_digits_are_refused_with_field_value_and_expectation() {
+        for bad in ["24.0", "-1", "\"24\"", "2e1", "true", "4294967296", "{}"] {
+            let text = format!("{{\"SubnetLen\":{bad}}}");
+            let error = Fields::parse(&text)
+                .unwrap()
+                .u32("SubnetLen")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with(&format!("SubnetLen is {bad}: expected a whole number")),
+                "{error}"
+            );
+        }
+        assert_eq!(
+            Fields::parse(r#"{"SubnetLen":null}"#).unwrap().u32("SubnetLen"),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn parse_when_text_is_no_single_object_says_what_it_is() {
+        assert_eq!(
+            Fields::parse("[1]").unwrap_err(),
+            GoJsonError::NotObject("[1]".into())
+        );
+        assert_eq!(
+            Fields::parse("null").unwrap_err(),
+            GoJsonError::NotObject("null".into())
+        );
+        for bad in ["", "{", "{} x", "{\"a\":}", "{'a':1}", "\u{feff}{}"] {
+            assert!(
+                matches!(Fields::parse(bad), Err(GoJsonError::Syntax(_))),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nested_objects_when_wrong_inside_name_the_whole_path() {
+        let fields = Fields::parse(r#"{"Backend":{"Type":5}}"#).unwrap();
+        let inner = fields.object("backend").unwrap().unwrap();
+        assert_eq!(
+            inner.string("Type").unwrap_err().to_string(),
+            "backend.Type is 5: expected a string"
+        );
+        let fields = Fields::parse(r#"{"Backend":"vxlan"}"#).unwrap();
+        assert!(
+            fields
+                .object("Backend")
+                .unwrap_err()
+                .to_string()
+                .contains("expected an object")
+        );
+    }
+
+    #[test]
+    fn compact_when_given_blanks_and_markup_gives_the_bytes_go_writes() {
+        let text = " { \"a b\" : \"<\\\" & >\u{2028}\\\\\" , \"n\" : [ 1 , 2.50 ] } ";
+        let once = compact(text).unwrap();
+        assert_eq!(
+            once,
+            "{\"a b\":\"\\u003c\\\" \\u0026 \\u003e\\u2028\\\\\",\"n\":[1,2.50]}"
+        );
+        assert_eq!(compact(&once).unwrap(), once);
+        assert!(compact("{]").is_err());
+    }
+
+    #[test]
+    fn quoted_when_holding_control_characters_escapes_as_go() {
+        let mut out = String::new();
+        write_quoted(&mut out, "a\"\\\n\r\t\u{8}\u{c}\u{1}\u{7f}<é");
+        assert_eq!(out, "\"a\\\"\\\\\\n\\r\\t\\b\\f\\u0001\u{7f}\\u003cé\"");
+    }
+
+    #[test]
+    fn cidr_when_host_bits_are_set_keeps_them_and_refuses_what_go_refuses() {
+        assert_eq!(parse_cidr("10.1.2.3/16").unwrap().to_string(), "10.1.2.3/16");
+        assert_eq!(parse_cidr("10.1.0.0/016").unwrap().prefix_len(), 16);
+        for bad in [
+            "010.0.0.0/16",
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "fd00::/129",
+            "/8",
+            "10.0/8",
+        ] {
+            assert_eq!(parse_cidr(bad), None, "{bad}");
+        }
+    }
+}
