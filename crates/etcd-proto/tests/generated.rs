@@ -1,5 +1,8 @@
 //! The checked-in code against the protos, without running the generator, and against bytes of the wire.
 
+// The scanners below are test code; their expectations name what they found.
+#![allow(clippy::expect_used)]
+
 use std::collections::BTreeSet;
 
 use etcd_proto::etcdserverpb::{
