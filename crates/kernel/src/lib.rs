@@ -1,1 +1,6 @@
-//! Placeholder.
+//! The only place that speaks to Linux: netlink, firewall programs, sysctls, namespaces, file watches.
+//!
+//! Everything here is blocking and synchronous, decides nothing, and speaks `fabric`'s objects at its edge. `unsafe` is
+//! allowed in this crate alone, each block with the reason why it holds.
+
+pub mod nl;
