@@ -324,7 +324,7 @@ impl Cut {
                 ip.to_string(),
                 format!("an address in {} {network}", names.network),
             )),
-            Some(ip) if number(ip) % size != 0 => Err(incoherent(
+            Some(ip) if !number(ip).is_multiple_of(size) => Err(incoherent(
                 field,
                 ip.to_string(),
                 format!(

@@ -4,6 +4,7 @@
 //! observations are arguments.
 #![forbid(unsafe_code)]
 
+pub mod alloc;
 pub mod config;
 pub mod go_json;
 pub mod lease;
