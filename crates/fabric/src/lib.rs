@@ -6,6 +6,11 @@
 
 pub mod alloc;
 pub mod config;
+pub mod diff;
 pub mod go_json;
 pub mod lease;
+pub mod node;
 pub mod object;
+pub mod ownership;
+pub mod plan;
+pub mod world;

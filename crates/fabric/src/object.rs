@@ -92,7 +92,10 @@ impl LinkName {
         }
         let mut bytes = [0; 15];
         bytes[..raw.len()].copy_from_slice(raw);
-        Some(LinkName { bytes, len: raw.len() as u8 })
+        Some(LinkName {
+            bytes,
+            len: raw.len() as u8,
+        })
     }
 
     /// The name as text.
@@ -282,10 +285,17 @@ pub enum Key {
 }
 
 impl Key {
+    /// Whether it names a link.
+    pub fn is_link(&self) -> bool {
+        matches!(self, Key::Link(_))
+    }
+
     /// The link the object hangs on, where its identity names one.
     pub fn link(&self) -> Option<LinkName> {
         match *self {
-            Key::Link(link) | Key::Address(link, _) | Key::Neighbour(link, _) | Key::Forwarding(link, _) => Some(link),
+            Key::Link(link) | Key::Address(link, _) | Key::Neighbour(link, _) | Key::Forwarding(link, _) => {
+                Some(link)
+            }
             Key::Route(..) => None,
         }
     }
@@ -334,7 +344,13 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Object::Link(link) => {
-                write!(f, "link {} mtu {} {}", link.name, link.mtu, if link.up { "up" } else { "down" })?;
+                write!(
+                    f,
+                    "link {} mtu {} {}",
+                    link.name,
+                    link.mtu,
+                    if link.up { "up" } else { "down" }
+                )?;
                 if let Some(mac) = link.mac {
                     write!(f, " address {mac}")?;
                 }
@@ -351,8 +367,14 @@ impl fmt::Display for Object {
                 }
             }
             Object::Address(a) => write!(f, "address {} dev {}", a.address, a.link),
-            Object::Neighbour(n) => write!(f, "neighbour {} lladdr {} dev {} permanent", n.address, n.mac, n.link),
-            Object::Forwarding(e) => write!(f, "fdb {} dst {} dev {} self permanent", e.mac, e.remote, e.link),
+            Object::Neighbour(n) => write!(
+                f,
+                "neighbour {} lladdr {} dev {} permanent",
+                n.address, n.mac, n.link
+            ),
+            Object::Forwarding(e) => {
+                write!(f, "fdb {} dst {} dev {} self permanent", e.mac, e.remote, e.link)
+            }
             Object::Route(r) => {
                 write!(f, "route {}", r.destination)?;
                 if let Some(gateway) = r.gateway {
