@@ -14,13 +14,14 @@ use crate::lease::{Attributes, Lease, Subnet};
 use crate::node::{Identity, Node, Underlay};
 use crate::object::{Family, LinkName, Object, Objects};
 
+pub mod host_gw;
 pub mod vxlan;
 
 /// A backend's reading of its part of the network config.
 type Parse = fn(&RawBackend) -> Result<Box<dyn Backend>, PlanError>;
 
 /// Every backend there is, by `Backend.Type`.
-pub const BACKENDS: &[(&str, Parse)] = &[(vxlan::TYPE, vxlan::parse)];
+pub const BACKENDS: &[(&str, Parse)] = &[(vxlan::TYPE, vxlan::parse), (host_gw::TYPE, host_gw::parse)];
 
 /// Types that flannel knows and this build does not; refused by name rather than as unknown.
 const NOT_BUILT: &[&str] = &[

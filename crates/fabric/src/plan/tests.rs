@@ -269,3 +269,39 @@ fn display_when_an_op_is_printed_then_it_reads_like_iproute2() {
         "add route 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink"
     );
 }
+
+#[test]
+fn peer_objects_when_host_gw_then_one_route_a_family_through_the_peer() {
+    let network = network(&DUAL.replace("vxlan", "host-gw"));
+    let backend = backend(&network.backend).unwrap();
+    let mut node = node_of(&*backend, network, "10.244.1.0-24&fd00:10:244:1::-64");
+    let value = r#"{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::2","BackendType":"host-gw"}"#;
+    let plan = plan_peer(
+        &*backend,
+        &node,
+        &lease("10.244.2.0-24&fd00:10:244:2::-64", value, 1),
+    );
+    assert_eq!(
+        texts(&plan.objects),
+        [
+            "route 10.244.2.0/24 via 192.0.2.2 dev eth0",
+            "route fd00:10:244:2::/64 via 2001:db8::2 dev eth0"
+        ]
+    );
+    assert_eq!(backend.own_objects(&node), []);
+    assert_eq!(backend.mtu(&node.network, &node.underlay), Ok(1500));
+    let attributes = backend.attributes(&node.network, &node.underlay, &node.identity);
+    assert_eq!(
+        attributes.to_json(),
+        value.replace(".2.2", ".2.1").replace("::2", "::1")
+    );
+    node.underlay.public4 = "203.0.113.1".parse().ok();
+    let refused = backend
+        .mtu(&node.network, &node.underlay)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("203.0.113.1") && refused.contains("NAT"),
+        "{refused}"
+    );
+}
