@@ -1,0 +1,355 @@
+//! Things that go wrong, by name: what a person with root does to a host, as commands.
+
+use serde_json::Value;
+
+use crate::command::LabError;
+use crate::node::Node;
+use crate::process::send;
+use crate::store::Kind;
+use crate::topology::Lab;
+use crate::witness::{addresses, ip, link_names, neighbours, permanent_forwarding, routes};
+use rustix::process::Signal;
+
+/// What is known of a host when a fault is aimed at it: the first of everything.
+#[derive(Debug, Clone, Default)]
+struct Aim {
+    device: Option<String>,
+    device6: Option<String>,
+    address: Option<String>,
+    address6: Option<String>,
+    neighbour: Option<String>,
+    neighbour6: Option<String>,
+    forwarding: Option<(String, String)>,
+    forwarding6: Option<(String, String)>,
+    route: Option<String>,
+    route6: Option<String>,
+}
+
+type Script = fn(&Aim) -> Option<String>;
+
+/// A named fault.
+pub struct Fault {
+    /// What a person types.
+    pub name: &'static str,
+    /// What it is, in words.
+    pub about: &'static str,
+    /// Which part of the host shows the repair.
+    pub part: Part,
+    script: Script,
+    look: Script,
+}
+
+/// Where a fault shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Links, addresses, routes, neighbours, forwarding entries.
+    Kernel,
+    /// iptables and nftables.
+    Firewall,
+    /// subnet.env.
+    File,
+    /// A process or the underlay: nothing that the daemon repairs.
+    World,
+}
+
+/// What was done, and how to see it undone.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    /// The commands, as run in the host.
+    pub did: String,
+    /// A command that shows the repair, as run in the host.
+    pub look: String,
+}
+
+macro_rules! fault {
+    ($name:literal, $part:ident, $about:literal, |$aim:ident| $script:expr, $look:expr) => {
+        Fault {
+            name: $name,
+            about: $about,
+            part: Part::$part,
+            script: |$aim: &Aim| {
+                let _ = $aim;
+                Some($script)
+            },
+            look: |$aim: &Aim| {
+                let _ = $aim;
+                Some($look)
+            },
+        }
+    };
+}
+
+const IPT: &str = "-w -t nat";
+
+/// All faults that are commands in one host.
+#[rustfmt::skip]
+pub const FAULTS: &[Fault] = &[
+    fault!("link-del", Kernel, "delete the IPv4 tunnel device", |a| format!("ip link del {}", a.device.clone()?), format!("ip -d link show {}", a.device.clone()?)),
+    fault!("link6-del", Kernel, "delete the IPv6 tunnel device", |a| format!("ip link del {}", a.device6.clone()?), format!("ip -d link show {}", a.device6.clone()?)),
+    fault!("link-down", Kernel, "take the IPv4 tunnel device down", |a| format!("ip link set {} down", a.device.clone()?), format!("ip link show {0}; ip route show dev {0}", a.device.clone()?)),
+    fault!("link6-down", Kernel, "take the IPv6 tunnel device down", |a| format!("ip link set {} down", a.device6.clone()?), format!("ip link show {0}; ip -6 route show dev {0}", a.device6.clone()?)),
+    fault!("link-down-up", Kernel, "take the IPv4 tunnel device down and up: the kernel drops its routes", |a| format!("ip link set {0} down; ip link set {0} up", a.device.clone()?), format!("ip route show dev {}", a.device.clone()?)),
+    fault!("mac-change", Kernel, "give the IPv4 tunnel device another MAC", |a| format!("ip link set {} address 02:00:00:00:00:99", a.device.clone()?), format!("ip link show {}", a.device.clone()?)),
+    fault!("mtu-change", Kernel, "lower the IPv4 tunnel device's MTU", |a| format!("ip link set {} mtu 1300", a.device.clone()?), format!("ip link show {}", a.device.clone()?)),
+    fault!("mtu6-change", Kernel, "lower the IPv6 tunnel device's MTU", |a| format!("ip link set {} mtu 1300", a.device6.clone()?), format!("ip link show {}", a.device6.clone()?)),
+    fault!("addr-del", Kernel, "delete the IPv4 tunnel device's address", |a| format!("ip addr del {} dev {}", a.address.clone()?, a.device.clone()?), format!("ip addr show {}", a.device.clone()?)),
+    fault!("addr6-del", Kernel, "delete the IPv6 tunnel device's address", |a| format!("ip addr del {} dev {}", a.address6.clone()?, a.device6.clone()?), format!("ip addr show {}", a.device6.clone()?)),
+    fault!("addr-flush", Kernel, "flush all addresses of the IPv6 tunnel device, the link-local one too", |a| format!("ip -6 addr flush dev {} scope global", a.device6.clone()?), format!("ip addr show {}", a.device6.clone()?)),
+    fault!("neigh-del", Kernel, "delete one peer's IPv4 neighbour entry", |a| format!("ip neigh del {} dev {}", a.neighbour.clone()?, a.device.clone()?), format!("ip neigh show dev {}", a.device.clone()?)),
+    fault!("neigh6-del", Kernel, "delete one peer's IPv6 neighbour entry", |a| format!("ip neigh del {} dev {}", a.neighbour6.clone()?, a.device6.clone()?), format!("ip -6 neigh show dev {}", a.device6.clone()?)),
+    fault!("neigh-change", Kernel, "point one peer's neighbour entry at a wrong MAC", |a| format!("ip neigh replace {} lladdr 02:00:00:00:00:98 dev {} nud permanent", a.neighbour.clone()?, a.device.clone()?), format!("ip neigh show dev {}", a.device.clone()?)),
+    fault!("neigh-flush", Kernel, "flush every neighbour entry of the tunnel device", |a| format!("ip neigh flush dev {} nud permanent", a.device.clone()?), format!("ip neigh show dev {}", a.device.clone()?)),
+    fault!("fdb-del", Kernel, "delete one peer's forwarding entry", |a| { let (mac, to) = a.forwarding.clone()?; format!("bridge fdb del {mac} dev {} dst {to} self", a.device.clone()?) }, format!("bridge fdb show dev {}", a.device.clone()?)),
+    fault!("fdb6-del", Kernel, "delete one peer's IPv6 forwarding entry", |a| { let (mac, to) = a.forwarding6.clone()?; format!("bridge fdb del {mac} dev {} dst {to} self", a.device6.clone()?) }, format!("bridge fdb show dev {}", a.device6.clone()?)),
+    fault!("fdb-change", Kernel, "point one peer's forwarding entry at a wrong host", |a| { let (mac, _) = a.forwarding.clone()?; format!("bridge fdb replace {mac} dev {} dst 198.18.15.254 self permanent", a.device.clone()?) }, format!("bridge fdb show dev {}", a.device.clone()?)),
+    fault!("route-del", Kernel, "delete the IPv4 route to one peer", |a| format!("ip route del {}", a.route.clone()?), format!("ip route show {}", a.route.clone()?)),
+    fault!("route6-del", Kernel, "delete the IPv6 route to one peer", |a| format!("ip -6 route del {}", a.route6.clone()?), format!("ip -6 route show {}", a.route6.clone()?)),
+    fault!("route-replace", Kernel, "point the IPv4 route to one peer at a wrong gateway", |a| format!("ip route replace {} via $(ip -j route show default | sed 's/.*\"gateway\":\"\\([^\"]*\\)\".*/\\1/')", a.route.clone()?), format!("ip route show {}", a.route.clone()?)),
+    fault!("route-flush", Kernel, "delete every IPv4 route to a peer", |a| { a.route.clone()?; "for r in $(ip route show proto 241 | cut -d' ' -f1); do ip route del $r; done".to_owned() }, "ip route show proto 241".to_owned()),
+    fault!("masq-flush", Firewall, "flush the masquerade chain", |_a| format!("iptables {IPT} -F FLANNEL-POSTRTG"), format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("masq-rule-del", Firewall, "delete one masquerade rule", |_a| format!("iptables {IPT} -D FLANNEL-POSTRTG 2"), format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("masq-order", Firewall, "put a foreign rule first into the masquerade chain", |_a| format!("iptables {IPT} -I FLANNEL-POSTRTG 1 -d 203.0.113.9 -j ACCEPT"), format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("jump-del", Firewall, "delete the jump from POSTROUTING", |_a| format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG"), format!("iptables {IPT} -S POSTROUTING")),
+    fault!("chain-del", Firewall, "delete the masquerade chain and its jump", |_a| format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables {IPT} -F FLANNEL-POSTRTG; iptables {IPT} -X FLANNEL-POSTRTG"), format!("iptables {IPT} -S")),
+    fault!("forward-flush", Firewall, "flush the forward chain", |_a| "iptables -w -F FLANNEL-FWD".to_owned(), "iptables -S FLANNEL-FWD".to_owned()),
+    fault!("table-flush", Firewall, "flush the whole nat table", |_a| format!("iptables {IPT} -F"), format!("iptables {IPT} -S")),
+    fault!("ruleset-flush", Firewall, "nft flush ruleset, as a firewall manager does when it starts", |_a| "nft flush ruleset".to_owned(), "iptables-save; ip6tables-save".to_owned()),
+    fault!("masq6-flush", Firewall, "flush the IPv6 masquerade chain", |a| { a.route6.clone()?; format!("ip6tables {IPT} -F FLANNEL-POSTRTG") }, format!("ip6tables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("subnet-env-del", File, "delete subnet.env", |_a| "rm /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
+    fault!("subnet-env-change", File, "change a key of subnet.env", |_a| "sed -i s/^FLANNEL_MTU=.*/FLANNEL_MTU=9000/ /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
+    fault!("subnet-env-truncate", File, "empty subnet.env", |_a| ": > /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
+];
+
+/// Faults of processes and of the underlay, with what they do.
+pub const WORLD: &[(&str, &str)] = &[
+    (
+        "daemon-kill",
+        "kill -9 the host's flanneld (nothing starts it again)",
+    ),
+    ("daemon-start", "start the host's flanneld again"),
+    ("daemon-hang", "SIGSTOP the host's flanneld"),
+    ("daemon-continue", "SIGCONT it"),
+    ("cut", "drop the host's frames at the switch; its carrier stays"),
+    ("heal", "end `cut`"),
+    ("unplug", "take the host's carrier away"),
+    ("plug", "give it back"),
+    ("registry-stop", "kill -9 the registry"),
+    ("registry-start", "start it again on its data"),
+];
+
+/// A fault by its name.
+pub fn find(name: &str) -> Option<&'static Fault> {
+    FAULTS.iter().find(|f| f.name == name)
+}
+
+impl Fault {
+    /// Does it to a host; `None` when the host has nothing of the kind (an IPv6 device on an IPv4 network, say).
+    pub fn strike(&self, node: &Node) -> Result<Option<Broken>, LabError> {
+        let aim = Aim::at(node)?;
+        let (Some(did), Some(look)) = ((self.script)(&aim), (self.look)(&aim)) else {
+            return Ok(None);
+        };
+        node.shell(&did)?;
+        Ok(Some(Broken { did, look }))
+    }
+}
+
+impl Aim {
+    fn at(node: &Node) -> Result<Aim, LabError> {
+        let mut aim = Aim::default();
+        for name in link_names(node)?.into_iter().filter(|n| n.starts_with("flannel")) {
+            let slot = if name.starts_with("flannel-v6") {
+                &mut aim.device6
+            } else {
+                &mut aim.device
+            };
+            slot.get_or_insert(name);
+        }
+        let global = |device: &str| -> Result<Option<String>, LabError> {
+            let all = addresses(node, device)?;
+            let found = all.iter().find(|a| a["scope"] == "global");
+            Ok(found.and_then(|a| Some(format!("{}/{}", a["local"].as_str()?, a["prefixlen"]))))
+        };
+        let first = |entries: Vec<Value>, field: &str| {
+            entries.first().and_then(|e| Some(e[field].as_str()?.to_owned()))
+        };
+        let pair = |entries: Vec<Value>| {
+            let entry = entries.into_iter().find(|e| e["dst"].is_string())?;
+            Some((
+                entry["mac"].as_str()?.to_owned(),
+                entry["dst"].as_str()?.to_owned(),
+            ))
+        };
+        if let Some(device) = &aim.device {
+            aim.address = global(device)?;
+            aim.neighbour = first(neighbours(node, device)?, "dst");
+            aim.forwarding = pair(permanent_forwarding(node, device)?);
+        }
+        if let Some(device) = &aim.device6 {
+            aim.address6 = global(device)?;
+            aim.neighbour6 = first(neighbours(node, device)?, "dst");
+            aim.forwarding6 = pair(permanent_forwarding(node, device)?);
+        }
+        let ours = |family| -> Result<Option<String>, LabError> {
+            Ok(routes(node, family)?
+                .into_iter()
+                .find(|r| r.protocol.as_deref() == Some("241"))
+                .map(|r| r.dst))
+        };
+        aim.route = ours(4)?;
+        aim.route6 = ours(6)?;
+        Ok(aim)
+    }
+}
+
+impl Lab {
+    /// Does a fault, of either kind, to a host by number.
+    pub fn strike(&mut self, host: usize, name: &str) -> Result<Broken, LabError> {
+        if let Some(fault) = find(name) {
+            return fault.strike(self.host(host))?.ok_or_else(|| {
+                LabError::Invalid(format!(
+                    "{name} ({}): h{host} has nothing of the kind",
+                    fault.about
+                ))
+            });
+        }
+        let broken = |did: String, look: &str| {
+            Ok(Broken {
+                did,
+                look: look.to_owned(),
+            })
+        };
+        let status = "flannelctl status";
+        let daemon = self
+            .state
+            .daemons
+            .iter()
+            .find(|(n, _)| *n == host)
+            .map(|(_, r)| r.clone());
+        let daemon = || {
+            daemon
+                .clone()
+                .filter(crate::process::Record::alive)
+                .ok_or_else(|| LabError::Missing {
+                    what: "running flanneld on host",
+                    name: format!("h{host}"),
+                    hint: "start it with `daemon-start`".to_owned(),
+                })
+        };
+        let signal = |number: Signal, text: &str| {
+            let pid = daemon()?.pid;
+            send(pid, number);
+            broken(format!("kill -{text} {pid}"), status)
+        };
+        let port = crate::topology::port(host);
+        match name {
+            "daemon-kill" => signal(Signal::KILL, "KILL"),
+            "daemon-hang" => signal(Signal::STOP, "STOP"),
+            "daemon-continue" => signal(Signal::CONT, "CONT"),
+            "daemon-start" => {
+                if daemon().is_ok() {
+                    return Err(LabError::Invalid(format!("flanneld runs on h{host}")));
+                }
+                self.start_daemon(host, &[])?;
+                self.save()?;
+                broken(self.daemon_arguments()?.join(" "), status)
+            }
+            "cut" => {
+                self.cut(host)?;
+                broken(format!("on sw: ip link set {port} nomaster"), status)
+            }
+            "heal" => {
+                self.heal(host)?;
+                broken(format!("on sw: ip link set {port} master ..."), status)
+            }
+            "unplug" | "plug" => {
+                let way = if name == "plug" { "up" } else { "down" };
+                self.switch().ip(&["link", "set", &port, way])?;
+                broken(
+                    format!("on sw: ip link set {port} {way}"),
+                    "ip link show eth0; ip route",
+                )
+            }
+            "registry-stop" => {
+                self.kill_store();
+                broken(format!("kill -KILL {}", self.store()?.process.pid), status)
+            }
+            "registry-start" => {
+                let kind = self.state.store.as_ref().map_or(Kind::Embedded, |s| s.kind);
+                if self.state.store.as_ref().is_some_and(|s| s.process.alive()) {
+                    return Err(LabError::Invalid("the registry runs".to_owned()));
+                }
+                self.start_store(kind)?;
+                broken("started the registry on its data".to_owned(), status)
+            }
+            other => Err(LabError::Invalid(format!(
+                "no fault {other:?}; `flannelctl lab break --list` names them"
+            ))),
+        }
+    }
+}
+
+/// A host's kernel objects as text without indices: equal before and after a repair. One shell, so that it is quick
+/// enough to time a repair with.
+pub fn kernel_text(node: &Node) -> Result<String, LabError> {
+    let text = node.shell(
+        "ip -o -d link show; ip -o addr show; ip route show; ip -6 route show; \
+         ip neigh show nud permanent; ip -6 neigh show nud permanent; bridge fdb show",
+    )?;
+    let mut lines: Vec<String> = text.lines().filter_map(settled).collect();
+    lines.sort();
+    Ok(lines.join("\n"))
+}
+
+/// A line without what changes by itself; `None` for what is learned.
+fn settled(line: &str) -> Option<String> {
+    let line = match line.split_once(": ") {
+        Some((index, rest)) if index.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => line,
+    };
+    // A bridge's own timers run; learned forwarding entries come and go.
+    if line.starts_with("cni0") && line.contains("gc_timer")
+        || line.starts_with("veth") && line.contains("timer")
+    {
+        return None;
+    }
+    if line.contains(" master cni0") && !line.contains(" permanent") {
+        return None;
+    }
+    let mut line = line.replace(" tentative", "").replace(" dadfailed", "");
+    for word in [" nhid "] {
+        if let Some((head, tail)) = line.clone().split_once(word) {
+            let tail = tail.split_once(' ').map_or("", |t| t.1);
+            line = format!("{head} {tail}");
+        }
+    }
+    Some(line.trim_end().to_owned())
+}
+
+/// A host's firewall as text without counters, both families and nft's flannel tables.
+pub fn firewall_text(node: &Node) -> Result<String, LabError> {
+    let text =
+        node.shell("iptables-save; ip6tables-save; nft list ruleset | grep -A40 'table .* flannel' || true")?;
+    let lines = text.lines().filter(|l| !l.starts_with('#'));
+    let lines = lines.map(|l| {
+        l.split_once(" [")
+            .map_or(l, |p| if l.starts_with(':') { p.0 } else { l })
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// The part of a host where a fault shows, as text.
+pub fn part_text(node: &Node, part: Part) -> Result<String, LabError> {
+    match part {
+        Part::Kernel => kernel_text(node),
+        Part::Firewall => firewall_text(node),
+        Part::File => Ok(node.read("/run/flannel/subnet.env").unwrap_or_default()),
+        Part::World => Ok(String::new()),
+    }
+}
+
+/// The link a host's default route leaves by.
+pub fn underlay_link(node: &Node) -> Result<String, LabError> {
+    let default = ip(node, &["route", "show", "default"])?;
+    Ok(default[0]["dev"].as_str().unwrap_or("eth0").to_owned())
+}

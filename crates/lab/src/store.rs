@@ -1,0 +1,181 @@
+//! The registry of a lab: the embedded server or Debian's etcd, on the switch, spoken to through its command line client.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::command::LabError;
+use crate::process::{Process, Record, tail};
+use crate::topology::Lab;
+
+/// Which program keeps the leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// `flannelctl registry serve`.
+    Embedded,
+    /// `etcd`.
+    Etcd,
+}
+
+/// A registry that was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Store {
+    /// Which program.
+    pub kind: Kind,
+    /// `http://address:port`, reachable from every host.
+    pub endpoint: String,
+    /// The process.
+    pub process: Record,
+}
+
+/// Key of the network configuration below the default prefix.
+pub const CONFIG_KEY: &str = "/coreos.com/network/config";
+/// Prefix of the leases.
+pub const SUBNETS: &str = "/coreos.com/network/subnets/";
+
+impl Lab {
+    /// Starts the registry on the switch, on the data of an earlier start if there was one, and waits until it answers.
+    pub fn start_store(&mut self, kind: Kind) -> Result<Process, LabError> {
+        let socket = self.spec.registry_socket(2379);
+        let endpoint = format!("http://{socket}");
+        let data = self.spec.directory().join("registry");
+        let data = data.display().to_string();
+        let process = match kind {
+            Kind::Embedded => self.switch().spawn(
+                "registry",
+                &[
+                    "flannelctl",
+                    "registry",
+                    "serve",
+                    "--listen",
+                    &socket,
+                    "--data-dir",
+                    &data,
+                    "--insecure",
+                ],
+            )?,
+            Kind::Etcd => {
+                let peer = "http://127.0.0.1:2380";
+                let cluster = format!("default={peer}");
+                self.switch().spawn(
+                    "registry",
+                    &[
+                        "etcd",
+                        "--data-dir",
+                        &data,
+                        "--listen-client-urls",
+                        &endpoint,
+                        "--advertise-client-urls",
+                        &endpoint,
+                        "--listen-peer-urls",
+                        peer,
+                        "--initial-advertise-peer-urls",
+                        peer,
+                        "--initial-cluster",
+                        &cluster,
+                    ],
+                )?
+            }
+        };
+        self.state.store = Some(Store {
+            kind,
+            endpoint,
+            process: process.record().clone(),
+        });
+        self.save()?;
+        let mut process = process;
+        let lab = &*self;
+        lab.wait("an answer of the registry", Duration::from_secs(20), || {
+            if let Some(status) = process.ended() {
+                return Err(LabError::Command {
+                    command: "the registry".to_owned(),
+                    status: status.to_string(),
+                    stderr: tail(&process.record().log, 5),
+                });
+            }
+            Ok(lab.keys("/").err().map(|e| e.to_string()))
+        })?;
+        Ok(process)
+    }
+
+    /// Ends the registry's process, hard; its data stays.
+    pub fn kill_store(&self) {
+        if let Some(store) = &self.state.store {
+            store.process.signal(Signal::KILL);
+        }
+    }
+
+    /// The started registry.
+    pub fn store(&self) -> Result<&Store, LabError> {
+        self.state.store.as_ref().ok_or_else(|| LabError::Missing {
+            what: "registry",
+            name: self.spec.name.clone(),
+            hint: "it was not started".to_owned(),
+        })
+    }
+
+    /// Runs the client: `etcdctl` against etcd, `flannelctl registry` against the embedded server. Verbs `put`, `get`,
+    /// `ls`, `del` are the same in effect.
+    fn client(&self, verb: &str, arguments: &[&str]) -> Result<String, LabError> {
+        let store = self.store()?;
+        let mut command = match store.kind {
+            Kind::Etcd => {
+                let mut words = vec!["etcdctl", "--endpoints", &store.endpoint, "--dial-timeout=1s"];
+                words.push(if verb == "ls" { "get" } else { verb });
+                words.extend(arguments);
+                match verb {
+                    "ls" => words.extend(["--prefix", "--keys-only"]),
+                    "get" => words.push("--print-value-only"),
+                    _ => {}
+                }
+                self.switch().command(&words)
+            }
+            Kind::Embedded => {
+                let mut words = vec!["flannelctl", "registry", verb, "--endpoints", &store.endpoint];
+                words.extend(arguments);
+                self.switch().command(&words)
+            }
+        };
+        command.env("ETCDCTL_API", "3");
+        crate::command::run(&mut command)
+    }
+
+    /// Writes a key.
+    pub fn put(&self, key: &str, value: &str) -> Result<(), LabError> {
+        self.client("put", &[key, value]).map(|_| ())
+    }
+
+    /// Reads a key; `None` when it is not there.
+    pub fn get(&self, key: &str) -> Result<Option<String>, LabError> {
+        let text = self.client("get", &[key])?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    /// Removes a key.
+    pub fn delete(&self, key: &str) -> Result<(), LabError> {
+        self.client("del", &[key]).map(|_| ())
+    }
+
+    /// All keys that begin with `prefix`, sorted.
+    pub fn keys(&self, prefix: &str) -> Result<Vec<String>, LabError> {
+        let text = self.client("ls", &[prefix])?;
+        Ok(text
+            .lines()
+            .filter(|l| !l.is_empty())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// All leases: key below the subnets prefix, and value.
+    pub fn leases(&self) -> Result<Vec<(String, String)>, LabError> {
+        let mut leases = Vec::new();
+        for key in self.keys(SUBNETS)? {
+            let value = self.get(&key)?.unwrap_or_default();
+            leases.push((key[SUBNETS.len()..].to_owned(), value));
+        }
+        Ok(leases)
+    }
+}
