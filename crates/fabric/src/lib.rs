@@ -13,4 +13,5 @@ pub mod node;
 pub mod object;
 pub mod ownership;
 pub mod plan;
+pub mod subnet_env;
 pub mod world;
