@@ -4,3 +4,4 @@
 //! allowed in this crate alone, each block with the reason why it holds.
 
 pub mod nl;
+pub mod rtnl;
