@@ -1,5 +1,7 @@
 //! The lab itself, without flannel: what it builds stands, and what it takes down is gone.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
