@@ -1,0 +1,363 @@
+//! From what was typed to what it means: every value checked, none left as text that could still be wrong.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::endpoint::Endpoint;
+use super::go_value::quote;
+use super::parse::{Raw, UsageError};
+use super::table::TABLE;
+use crate::interface::Wish;
+
+/// Which etcd API to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EtcdApi {
+    /// The one that holds the config; v3 as long as v2 is not built.
+    Auto,
+    /// gRPC.
+    V3,
+}
+
+/// A text that no log, message or debug print shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a secret.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+/// Name and password for etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: Secret,
+}
+
+/// How to reach etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdOptions {
+    /// API.
+    pub api: EtcdApi,
+    /// Members, at least one.
+    pub endpoints: Vec<Endpoint>,
+    /// Key prefix as typed.
+    pub prefix: String,
+    /// Certificates to verify https endpoints against; the system's when `None`.
+    pub cafile: Option<PathBuf>,
+    /// Client certificate and its key.
+    pub client: Option<ClientFiles>,
+    /// Name and password.
+    pub credentials: Option<Credentials>,
+}
+
+/// A client certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// Certificate, PEM.
+    pub certfile: PathBuf,
+    /// Private key, PEM.
+    pub keyfile: PathBuf,
+}
+
+/// Where health and metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Address or name to bind; empty means all addresses of both families.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// The daemon's options, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The registry.
+    pub etcd: EtcdOptions,
+    /// What the user said about interface and public addresses.
+    pub interface: Wish,
+    /// Path of `subnet.env`.
+    pub subnet_file: PathBuf,
+    /// How long before its end the own lease is renewed: 1 minute to 23 hours 59 minutes.
+    pub renew_margin: Duration,
+    /// Masquerade what leaves the pod network.
+    pub masquerade: bool,
+    /// Ask for fully random ports when masquerading, where the kernel can.
+    pub fully_random: bool,
+    /// Accept forwarded packets of the pod network.
+    pub forward_rules: bool,
+    /// Period of the firewall check, at least one second.
+    pub firewall_resync: Duration,
+    /// Health server, when asked for.
+    pub health: Option<Health>,
+    /// `-v`.
+    pub verbosity: i32,
+}
+
+fn refuse(raw: &Raw, name: &str, value: &str, expected: &str) -> UsageError {
+    UsageError {
+        line: format!("invalid {}={}: {expected}", raw.spelling(name), quote(value)),
+        hint: several_flags(value),
+    }
+}
+
+/// The cure for several flags that arrived as the value of the first of them.
+fn several_flags(value: &str) -> Option<String> {
+    value.split_whitespace().skip(1).any(|word| word.starts_with('-')).then(|| {
+        "several flags arrived as one argument: write $FLANNEL_OPTIONS, not ${FLANNEL_OPTIONS}, in a systemd unit".into()
+    })
+}
+
+fn file(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+fn address<T>(
+    raw: &Raw,
+    name: &str,
+    text: &str,
+    expected: &str,
+    take: impl Fn(IpAddr) -> Option<T>,
+) -> Result<Option<T>, UsageError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<IpAddr>().ok().and_then(take) {
+        Some(address) => Ok(Some(address)),
+        None => Err(refuse(raw, name, text, expected)),
+    }
+}
+
+fn public_v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address.to_canonical() {
+        IpAddr::V4(v4) if !v4.is_unspecified() && !v4.is_multicast() && !v4.is_broadcast() => Some(v4),
+        _ => None,
+    }
+}
+
+fn public_v6(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() && !v6.is_unspecified() && !v6.is_multicast() => {
+            Some(v6)
+        }
+        _ => None,
+    }
+}
+
+impl Options {
+    /// Checks what was typed. What is odd but survivable goes to `warnings`, one line each.
+    pub fn check(raw: &Raw, warnings: &mut Vec<String>) -> Result<Options, UsageError> {
+        refuse_unbuilt(raw)?;
+        for (name, text) in [
+            ("vmodule", &raw.vmodule),
+            ("log_backtrace_at", &raw.log_backtrace_at),
+        ] {
+            if !text.is_empty() {
+                warnings.push(format!(
+                    "{} has no effect here; -v sets how much is logged",
+                    raw.spelling(name)
+                ));
+            }
+        }
+        let margin = raw.subnet_lease_renew_margin;
+        if !(1..1440).contains(&margin) {
+            let expected = "expected minutes from 1 to 1439";
+            return Err(refuse(
+                raw,
+                "subnet-lease-renew-margin",
+                &margin.to_string(),
+                expected,
+            ));
+        }
+        let firewall_resync = match u32::try_from(raw.iptables_resync) {
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds.into()),
+            _ => {
+                let expected = "expected seconds from 1 to 4294967295";
+                return Err(refuse(
+                    raw,
+                    "iptables-resync",
+                    &raw.iptables_resync.to_string(),
+                    expected,
+                ));
+            }
+        };
+        if raw.subnet_file.is_empty() || raw.subnet_file.ends_with('/') {
+            return Err(refuse(
+                raw,
+                "subnet-file",
+                &raw.subnet_file,
+                "expected the path of a file",
+            ));
+        }
+        Ok(Options {
+            etcd: etcd(raw, warnings)?,
+            interface: interface(raw)?,
+            subnet_file: PathBuf::from(&raw.subnet_file),
+            renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
+            masquerade: raw.ip_masq,
+            fully_random: !raw.ip_masq_fully_random_disable,
+            forward_rules: raw.iptables_forward_rules,
+            firewall_resync,
+            health: health(raw)?,
+            verbosity: raw.v,
+        })
+    }
+}
+
+fn refuse_unbuilt(raw: &Raw) -> Result<(), UsageError> {
+    let defaults = Raw::default();
+    for flag in TABLE {
+        let Some(feature) = flag.unbuilt else { continue };
+        let value = flag.text(raw);
+        if value != flag.text(&defaults) {
+            let line = format!(
+                "{}={}: {feature} is not built yet",
+                raw.spelling(flag.name),
+                quote(&value)
+            );
+            return Err(UsageError { line, hint: None });
+        }
+    }
+    Ok(())
+}
+
+fn etcd(raw: &Raw, warnings: &mut Vec<String>) -> Result<EtcdOptions, UsageError> {
+    let api = match raw.etcd_api.as_str() {
+        "v2" => {
+            let line = format!(
+                "{}=\"v2\": etcd's v2 API is not built yet",
+                raw.spelling("etcd-api")
+            );
+            return Err(UsageError { line, hint: None });
+        }
+        "v3" => EtcdApi::V3,
+        _ => EtcdApi::Auto,
+    };
+    let client = match (file(&raw.etcd_certfile), file(&raw.etcd_keyfile)) {
+        (Some(certfile), Some(keyfile)) => Some(ClientFiles { certfile, keyfile }),
+        (None, None) => None,
+        (certfile, _) => {
+            let (has, lacks) = if certfile.is_some() {
+                ("certfile", "keyfile")
+            } else {
+                ("keyfile", "certfile")
+            };
+            let given = raw.spelling(&format!("etcd-{has}"));
+            warnings.push(format!(
+                "{given} without --etcd-{lacks}: no client certificate will be shown to etcd"
+            ));
+            None
+        }
+    };
+    let cafile = file(&raw.etcd_cafile);
+    let tls_by_default = cafile.is_some() || client.is_some();
+    let mut endpoints = Vec::new();
+    for text in raw
+        .etcd_endpoints
+        .split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+    {
+        match Endpoint::parse(text, tls_by_default) {
+            Ok(endpoint) => endpoints.push(endpoint),
+            Err(expected) if text.contains('@') => {
+                // The value holds a password: it is named, not shown.
+                let line = format!("invalid {}: {expected}", raw.spelling("etcd-endpoints"));
+                return Err(UsageError { line, hint: None });
+            }
+            Err(expected) => return Err(refuse(raw, "etcd-endpoints", text, expected)),
+        }
+    }
+    if endpoints.is_empty() {
+        return Err(refuse(
+            raw,
+            "etcd-endpoints",
+            &raw.etcd_endpoints,
+            "expected at least one URL",
+        ));
+    }
+    if tls_by_default && endpoints.iter().all(|endpoint| !endpoint.tls) {
+        warnings.push(
+            "certificates are given, but every endpoint is http://: the connection is not encrypted".into(),
+        );
+    }
+    let credentials = match (raw.etcd_username.is_empty(), raw.etcd_password.is_empty()) {
+        (false, false) => Some(Credentials {
+            username: raw.etcd_username.clone(),
+            password: Secret::new(&raw.etcd_password),
+        }),
+        (true, true) => None,
+        (no_name, _) => {
+            let (has, lacks) = if no_name {
+                ("password", "username")
+            } else {
+                ("username", "password")
+            };
+            let given = raw.spelling(&format!("etcd-{has}"));
+            warnings.push(format!(
+                "{given} without --etcd-{lacks}: etcd is used without authentication"
+            ));
+            None
+        }
+    };
+    Ok(EtcdOptions {
+        api,
+        endpoints,
+        prefix: raw.etcd_prefix.clone(),
+        cafile,
+        client,
+        credentials,
+    })
+}
+
+fn interface(raw: &Raw) -> Result<Wish, UsageError> {
+    let v4 = "expected an IPv4 address of a host";
+    let v6 = "expected an IPv6 address of a host";
+    let any = "expected an IP address";
+    Ok(Wish {
+        iface: raw.iface.clone(),
+        iface_regex: raw.iface_regex.clone(),
+        can_reach: address(raw, "iface-can-reach", &raw.iface_can_reach, any, |a| {
+            Some(a.to_canonical())
+        })?,
+        public_ip: address(raw, "public-ip", &raw.public_ip, v4, public_v4)?,
+        public_ipv6: address(raw, "public-ipv6", &raw.public_ipv6, v6, public_v6)?,
+    })
+}
+
+fn health(raw: &Raw) -> Result<Option<Health>, UsageError> {
+    if raw.healthz_port <= 0 {
+        return Ok(None);
+    }
+    let Ok(port) = u16::try_from(raw.healthz_port) else {
+        let expected = "expected a port of 0 (none) to 65535";
+        return Err(refuse(
+            raw,
+            "healthz-port",
+            &raw.healthz_port.to_string(),
+            expected,
+        ));
+    };
+    let host = raw.healthz_ip.clone();
+    if host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') {
+        return Err(refuse(raw, "healthz-ip", &host, "expected an IP address"));
+    }
+    Ok(Some(Health { host, port }))
+}
