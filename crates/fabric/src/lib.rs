@@ -13,5 +13,6 @@ pub mod node;
 pub mod object;
 pub mod ownership;
 pub mod plan;
+pub mod status;
 pub mod subnet_env;
 pub mod world;

@@ -1,0 +1,224 @@
+//! What a daemon says about itself: the JSON of its status socket, read by `flannelctl` and the CNI plugin.
+//!
+//! Readers take fields they do not know for granted and miss none: every field has a default, so that a tool and a daemon
+//! of different versions understand each other.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The whole answer to `GET /status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started, seconds since 1970.
+    pub started: u64,
+    /// Whether everything below is as it should be right now.
+    pub ready: bool,
+    /// What is missing for that, one sentence each; empty when ready.
+    pub reasons: Vec<String>,
+    /// An admin holds the hand still: nothing is applied or repaired.
+    pub paused: bool,
+    /// The networks all hosts share, one per family in use.
+    pub networks: Vec<IpNet>,
+    /// Backend type, such as `vxlan`; empty until the config is known.
+    pub backend: String,
+    /// This host's lease, once it has one.
+    pub lease: Option<OwnLease>,
+    /// Where leases come from.
+    pub registry: Registry,
+    /// What carries the traffic.
+    pub underlay: Option<Underlay>,
+    /// Bytes of the largest packet a pod may send; 0 until known.
+    pub mtu: u32,
+    /// The other hosts.
+    pub peers: Vec<Peer>,
+    /// Registry entries that are no leases, and why.
+    pub rejected: Vec<RejectedEntry>,
+    /// Objects of others that stand where ours have to be: reported, never removed.
+    pub conflicts: Vec<String>,
+    /// Steps that failed and will be tried again: the object and the kernel's words.
+    pub failures: Vec<String>,
+    /// Objects somebody changes again and again, and who, where that is known.
+    pub fights: Vec<String>,
+    /// Masquerading and forwarding rules.
+    pub firewall: Firewall,
+    /// When the kernel was last read as a whole, seconds since 1970.
+    pub last_audit: Option<u64>,
+    /// Objects put back since the start after somebody else changed or removed them.
+    pub repairs: u64,
+}
+
+/// This host's lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnLease {
+    /// Key text, such as `10.5.1.0-24`.
+    pub subnet: String,
+    /// When it ends if it is not renewed, seconds since 1970; `None` for a reservation.
+    pub expires: Option<u64>,
+    /// The entry has no time to live: it was put there by an admin, for this host and for good.
+    pub reservation: bool,
+}
+
+/// How it stands with the registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistryState {
+    /// Not reached yet.
+    #[default]
+    Connecting,
+    /// Reached, but there is no (valid) network config in it.
+    WaitingForConfig,
+    /// Listing and watching.
+    Connected,
+    /// It was reached before, or its cache on disk was taken; what is known may be history.
+    Stale,
+}
+
+/// Where leases come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Registry {
+    /// What is spoken, such as `etcd v3`.
+    pub kind: String,
+    /// The endpoint in use.
+    pub endpoint: String,
+    /// Key prefix.
+    pub prefix: String,
+    /// State of the connection.
+    pub state: RegistryState,
+    /// Revision of what is known.
+    pub revision: i64,
+    /// The last thing that went wrong.
+    pub error: Option<String>,
+}
+
+/// What carries the traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Underlay {
+    /// External interface.
+    pub link: String,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+    /// Addresses on it that are used, one per family.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses that other hosts are told.
+    pub public: Vec<IpAddr>,
+    /// What is odd about the choice.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// How it stands with a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerState {
+    /// Every object it asks for is in the kernel.
+    Ok,
+    /// Some are not: `error` says why.
+    Failed,
+    /// An object of somebody else stands in the place of one.
+    Conflict,
+}
+
+/// Another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Key text of its lease.
+    pub subnet: String,
+    /// Addresses it is reached at, one per family.
+    pub public: Vec<IpAddr>,
+    /// Backend type of its lease.
+    #[serde(default)]
+    pub backend: String,
+    /// Kernel objects its lease asks for.
+    pub expected: usize,
+    /// How many of them are in the kernel, and right.
+    pub programmed: usize,
+    /// The sum of it.
+    pub state: PeerState,
+    /// What is wrong.
+    pub error: Option<String>,
+}
+
+/// A registry entry that is no lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedEntry {
+    /// Key text after `<prefix>/subnets/`.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// How it stands with the firewall rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirewallState {
+    /// No rules were asked for.
+    #[default]
+    Off,
+    /// Not applied yet.
+    Pending,
+    /// In place.
+    Ok,
+    /// Could not be put in place: `error` says why.
+    Failed,
+}
+
+/// Masquerading and forwarding rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Firewall {
+    /// `iptables` or `nftables`; empty when off.
+    pub kind: String,
+    /// Sum of it.
+    pub state: FirewallState,
+    /// The program's words.
+    pub error: Option<String>,
+    /// Times the rules were put back.
+    pub restores: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_when_written_by_another_version_is_still_read() {
+        let text = r#"{"version":"9","ready":true,"news":{"a":1},"registry":{"state":"connected","x":2}}"#;
+        let status: Status = serde_json::from_str(text).unwrap();
+        assert!(status.ready);
+        assert_eq!(status.registry.state, RegistryState::Connected);
+        assert_eq!(status.firewall.state, FirewallState::Off);
+    }
+
+    #[test]
+    fn status_when_written_and_read_is_the_same() {
+        let status = Status {
+            networks: vec!["10.5.0.0/16".parse().unwrap()],
+            lease: Some(OwnLease {
+                subnet: "10.5.1.0-24".into(),
+                expires: Some(1),
+                reservation: false,
+            }),
+            peers: vec![Peer {
+                subnet: "10.5.2.0-24".into(),
+                public: vec!["192.0.2.1".parse().unwrap()],
+                backend: "vxlan".into(),
+                expected: 3,
+                programmed: 2,
+                state: PeerState::Failed,
+                error: Some("x".into()),
+            }],
+            ..Status::default()
+        };
+        let text = serde_json::to_string(&status).unwrap();
+        assert!(text.contains(r#""state":"failed""#), "{text}");
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+    }
+}
