@@ -1,0 +1,69 @@
+//! The keys a request speaks of: one key, or a half-open interval.
+
+use std::ops::Bound;
+
+/// Where a span begins and ends.
+pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// A `key` / `range_end` pair of the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    start: Vec<u8>,
+    end: End,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// Only the start itself.
+    Single,
+    /// Every key from the start on.
+    Open,
+    /// Every key from the start to before this one.
+    Before(Vec<u8>),
+}
+
+impl Span {
+    /// Reads the API's convention: an empty `range_end` means the one key, a single zero byte everything from
+    /// `key` on.
+    pub fn new(key: &[u8], range_end: &[u8]) -> Span {
+        let end = match range_end {
+            [] => End::Single,
+            [0] => End::Open,
+            _ => End::Before(range_end.to_vec()),
+        };
+        Span {
+            start: key.to_vec(),
+            end,
+        }
+    }
+
+    /// The one key, where the span is a single one.
+    pub fn single(&self) -> Option<&[u8]> {
+        (self.end == End::Single).then_some(self.start.as_slice())
+    }
+
+    /// Whether no key can be inside: an end at or before the start.
+    pub fn is_empty(&self) -> bool {
+        matches!(&self.end, End::Before(end) if *end <= self.start)
+    }
+
+    /// Whether `key` is inside.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        match &self.end {
+            End::Single => key == self.start,
+            End::Open => key >= self.start.as_slice(),
+            End::Before(end) => key >= self.start.as_slice() && key < end.as_slice(),
+        }
+    }
+
+    /// The span as bounds for an ordered map; `None` when it is empty (such bounds would panic).
+    pub fn bounds(&self) -> Option<Bounds<'_>> {
+        let start = Bound::Included(self.start.as_slice());
+        match &self.end {
+            End::Single => Some((start, start)),
+            End::Open => Some((start, Bound::Unbounded)),
+            End::Before(_) if self.is_empty() => None,
+            End::Before(end) => Some((start, Bound::Excluded(end.as_slice()))),
+        }
+    }
+}
