@@ -1,1 +1,171 @@
-//! Placeholder.
+//! Registries of leases: where the network config lies, which node holds which subnet, and who tells us of changes.
+//!
+//! A [`Registry`] is a config source, a way to acquire and to keep the own lease, and a watch that delivers
+//! [`Update`]s: a whole snapshot whenever continuity cannot be proved, deltas in between. Nobody has to apply events in
+//! the right order or fears to have missed one.
+#![forbid(unsafe_code)]
+
+mod chance;
+pub mod etcd3;
+mod state;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use fabric::alloc::{AllocError, PublicIps};
+use fabric::config::NetworkConfig;
+use fabric::lease::{Attributes, Lease, Subnet, Update};
+use tokio::time::Instant;
+
+pub use crate::chance::Backoff;
+pub use crate::etcd3::Etcd3;
+pub use crate::state::{Failure, State, States};
+
+/// A future of a [`Registry`]: dropping it cancels the work, at any point.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Where leases are kept.
+///
+/// Every method may be called again after an error and after its future was dropped. `watch` and `keep` never give up on
+/// their own: they wait, say so through [`Registry::states`], and go on.
+pub trait Registry: Send + Sync {
+    /// The network config as it was written, fetched now. [`RegistryError::NotFound`] while there is none: the caller waits.
+    fn network_config(&self) -> Pending<'_, Result<Vec<u8>, RegistryError>>;
+
+    /// Gets this node a lease: its own again, its previous subnet, or a free one.
+    fn acquire<'a>(&'a self, wanted: &'a Wanted<'a>) -> Pending<'a, Result<Held, AcquireError>>;
+
+    /// Keeps a lease until somebody else holds its subnet. Renews it `margin` before it expires, puts it back when it was
+    /// deleted or written over without another owner, and reports what happens.
+    ///
+    /// Hears of changes through a [`Registry::watch`] that runs at the same time; without one it finds out when it renews.
+    fn keep<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        held: Held,
+        margin: Duration,
+        report: &'a (dyn Fn(Holding) + Send + Sync),
+    ) -> Pending<'a, Taken>;
+
+    /// Delivers a snapshot of all leases, then what changes, for ever. The sink is called from within the future and must
+    /// not block: a consumer that is slow joins updates on its side.
+    fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync))
+    -> Pending<'a, std::convert::Infallible>;
+
+    /// The state of the connection, and its changes.
+    fn states(&self) -> States;
+
+    /// Requests sent since start, a stream counting as one.
+    fn requests(&self) -> u64;
+}
+
+/// What a lease is wanted for.
+pub struct Wanted<'a> {
+    /// The network, for the range of subnets.
+    pub config: &'a NetworkConfig,
+    /// The addresses by which this node knows its own leases.
+    pub me: PublicIps,
+    /// The subnet this node had last.
+    pub previous: Option<Subnet>,
+    /// What to publish for a subnet. Gets the attributes of the own lease where there is one, since parts of an identity
+    /// may be taken over from it, and is asked only once the subnet is known, since parts may follow from that.
+    pub attributes: &'a (dyn Fn(&Subnet, Option<&Attributes>) -> Attributes + Send + Sync),
+}
+
+/// A lease that is ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Subnet and attributes as they are in the registry.
+    pub lease: Lease,
+    /// When it ends unless it is renewed; `None` for a reservation, which never does.
+    pub expires: Option<Instant>,
+    /// It was ours before we asked.
+    pub reused: bool,
+    /// Further leases that bear our public IP and are left alone: an operator's business.
+    pub also_ours: Vec<Subnet>,
+    /// The registry's own handle on the entry.
+    pub(crate) stamp: etcd3::Stamp,
+}
+
+/// What happens to the lease in [`Registry::keep`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holding {
+    /// Renewed, or found to be good, until this time (`None`: it has become a reservation).
+    Renewed {
+        /// When it ends now.
+        expires: Option<Instant>,
+    },
+    /// Renewing failed and is tried again.
+    Failing {
+        /// Why.
+        error: String,
+        /// When the lease ends; may have passed.
+        expires: Option<Instant>,
+        /// Time until the next try.
+        retry_in: Duration,
+    },
+    /// The entry is gone from the registry, deleted or expired. The same subnet is asked for again at once.
+    Lost,
+    /// The entry is in the registry again, for the same subnet.
+    Regained {
+        /// Its create revision, which is a new one.
+        created: i64,
+        /// When it ends.
+        expires: Option<Instant>,
+    },
+    /// Somebody had written something else over the entry without claiming the subnet; our attributes are back.
+    Repaired,
+}
+
+/// Another node holds our subnet, or one that overlaps it and is older: ours is lost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("subnet {subnet} is now held by {by} as {}", .other.subnet)]
+pub struct Taken {
+    /// The subnet that was ours.
+    pub subnet: Subnet,
+    /// Public address of the other owner, as text.
+    pub by: String,
+    /// The other owner's lease.
+    pub other: Lease,
+}
+
+/// Why a registry did not do as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// Nobody answers. Nothing is known of the request's fate; ask again later.
+    #[error("no registry endpoint answers: {0}")]
+    Unreachable(String),
+    /// The registry answers and says no: permissions, credentials, a full disk. Asking again helps once an operator acted.
+    #[error("{endpoint} refuses {call}: {reason}")]
+    Refused {
+        /// Who.
+        endpoint: String,
+        /// Which request.
+        call: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+    /// What was asked for is not there.
+    #[error("{what} not found: no key {key:?} in the registry (etcd v3)")]
+    NotFound {
+        /// What it would be.
+        what: &'static str,
+        /// Where it would be.
+        key: String,
+    },
+}
+
+/// Why no lease could be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcquireError {
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// No subnet is free.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// Lost every race, though the subnets tried stayed free.
+    #[error("no lease after {0} attempts: the registry changes faster than it can be read")]
+    Contended(u32),
+}

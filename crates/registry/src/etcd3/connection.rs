@@ -1,0 +1,182 @@
+//! One HTTP/2 connection to one member. It never reconnects by itself: when it breaks, everything on it fails, and
+//! [`super::members`] decides where to go next.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use etcd_proto::etcdserverpb::AuthenticateRequest;
+use etcd_proto::etcdserverpb::auth_client::AuthClient;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tonic::body::Body;
+use tonic::codegen::http::uri::Uri;
+use tonic::codegen::http::{HeaderValue, Request, Response};
+use tonic::{Code, Status};
+use tower_service::Service;
+
+use super::endpoint::{Address, Endpoint};
+use super::tls::TlsFiles;
+use super::{Credentials, REQUEST_DEADLINE};
+
+/// Pings while a stream is open and nothing was read for so long. etcd refuses them more often than every 5 s, and
+/// without an open stream altogether.
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// A member that does not answer a ping for so long is gone, or hangs.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest reply. Pages are small; a watch sends fragments of little more than the 1.5 MiB a request may have.
+pub(crate) const LARGEST_REPLY: usize = 16 << 20;
+
+/// A connection; clones share it.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    sender: http2::SendRequest<Body>,
+    token: Option<HeaderValue>,
+    sent: Arc<AtomicU64>,
+    /// Tells connections apart.
+    pub(crate) number: u64,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) origin: Uri,
+}
+
+/// Why there is no connection, for people; the endpoint is named by the caller.
+pub(crate) type ConnectError = Box<dyn Error + Send + Sync>;
+
+impl Connection {
+    /// Connects, and logs in when there are credentials.
+    pub(crate) async fn open(
+        endpoint: &Arc<Endpoint>,
+        files: &TlsFiles,
+        credentials: Option<&Credentials>,
+        sent: &Arc<AtomicU64>,
+        number: u64,
+    ) -> Result<Connection, ConnectError> {
+        let sender = match &endpoint.address {
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                if endpoint.tls {
+                    let connector = TlsConnector::from(Arc::new(files.load()?));
+                    let name = ServerName::try_from(host.clone())?;
+                    let stream = connector.connect(name, stream).await.map_err(tls_failure)?;
+                    handshake(stream).await?
+                } else {
+                    handshake(stream).await?
+                }
+            }
+            Address::Unix(path) => handshake(UnixStream::connect(path).await?).await?,
+        };
+        let mut connection = Connection {
+            sender,
+            token: None,
+            sent: Arc::clone(sent),
+            number,
+            endpoint: Arc::clone(endpoint),
+            origin: endpoint.origin().parse()?,
+        };
+        if let Some(credentials) = credentials {
+            connection.token = connection.login(credentials).await?;
+        }
+        Ok(connection)
+    }
+
+    /// A token for the credentials; none where the server does without authentication.
+    async fn login(&self, credentials: &Credentials) -> Result<Option<HeaderValue>, ConnectError> {
+        let mut client = AuthClient::with_origin(self.clone(), self.origin.clone());
+        let request = AuthenticateRequest {
+            name: credentials.username.clone(),
+            password: credentials.password.clone(),
+        };
+        match tokio::time::timeout(REQUEST_DEADLINE, client.authenticate(request)).await {
+            Err(_) => Err("no answer to the login".into()),
+            Ok(Ok(reply)) => {
+                let mut token = HeaderValue::from_str(&reply.into_inner().token)
+                    .map_err(|_| "token is no header value")?;
+                token.set_sensitive(true);
+                Ok(Some(token))
+            }
+            Ok(Err(status)) if is_auth_off(&status) => Ok(None),
+            Ok(Err(status)) => {
+                Err(format!("login of {:?}: {}", credentials.username, describe(&status)).into())
+            }
+        }
+    }
+
+    /// Whether the other side or the network ended it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+async fn handshake<S>(stream: S) -> Result<http2::SendRequest<Body>, hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(false)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    // Ends by itself when the last handle and stream are gone; what ends it early reaches every stream as an error.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// rustls' errors arrive wrapped in an `io::Error` whose kind says nothing.
+fn tls_failure(error: io::Error) -> ConnectError {
+    format!("TLS: {error}").into()
+}
+
+fn is_auth_off(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition && status.message().contains("authentication is not enabled")
+}
+
+/// A status in words, with the causes below it.
+pub(crate) fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = Error::source(status);
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    if text.is_empty() {
+        text = status.code().description().to_owned();
+    }
+    text
+}
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.sender.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        if let Some(token) = &self.token {
+            request.headers_mut().insert("token", token.clone());
+        }
+        Box::pin(self.sender.send_request(request))
+    }
+}

@@ -1,0 +1,283 @@
+//! The members of an etcd cluster: a connection to the one that works, and the way to the next when it does not.
+//!
+//! A good endpoint is kept until it fails (sticky); the first is picked at random, so that the nodes of a cluster spread
+//! over its members.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::time::timeout;
+use tonic::{Code, Status};
+use tracing::{info, warn};
+
+use super::connection::{Connection, describe};
+use super::endpoint::Endpoint;
+use super::tls::TlsFiles;
+use super::{Credentials, REQUEST_DEADLINE};
+use crate::RegistryError;
+use crate::chance::below;
+use crate::state::{Failure, State};
+
+/// TCP, TLS and login together: less than a request's deadline, so that one dead member among several costs little.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+pub(crate) struct Members {
+    endpoints: Vec<Arc<Endpoint>>,
+    files: TlsFiles,
+    credentials: Option<Credentials>,
+    current: Mutex<Current>,
+    sent: Arc<AtomicU64>,
+    state: watch::Sender<State>,
+}
+
+struct Current {
+    index: usize,
+    opened: u64,
+    connection: Option<Connection>,
+}
+
+impl Current {
+    fn holds(&self, connection: &Connection) -> bool {
+        let held = self.connection.as_ref();
+        held.is_some_and(|held| held.number == connection.number)
+    }
+}
+
+/// Why a call did not succeed.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// No member answered.
+    Unreachable(String),
+    /// A member answered with an error.
+    Status {
+        endpoint: String,
+        call: &'static str,
+        status: Status,
+    },
+}
+
+impl CallError {
+    /// The answer's code and words, when there is an answer.
+    pub(crate) fn status(&self) -> Option<&Status> {
+        match self {
+            CallError::Unreachable(_) => None,
+            CallError::Status { status, .. } => Some(status),
+        }
+    }
+}
+
+impl From<CallError> for RegistryError {
+    fn from(error: CallError) -> RegistryError {
+        match error {
+            CallError::Unreachable(text) => RegistryError::Unreachable(text),
+            CallError::Status {
+                endpoint,
+                call,
+                status,
+            } => RegistryError::Refused {
+                endpoint,
+                call,
+                reason: describe(&status),
+            },
+        }
+    }
+}
+
+impl Members {
+    pub(crate) fn new(
+        endpoints: Vec<Endpoint>,
+        files: TlsFiles,
+        credentials: Option<Credentials>,
+        state: watch::Sender<State>,
+    ) -> Members {
+        let index = below(endpoints.len());
+        let current = Current {
+            index,
+            opened: 0,
+            connection: None,
+        };
+        Members {
+            endpoints: endpoints.into_iter().map(Arc::new).collect(),
+            files,
+            credentials,
+            current: Mutex::new(current),
+            sent: Arc::new(AtomicU64::new(0)),
+            state,
+        }
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Calls a member; the next one when this one is dead, slow or without a leader, each at most once.
+    ///
+    /// A call can have been carried out although it failed: every caller's request is one that may come twice.
+    pub(crate) async fn call<T, F, Fut>(&self, call: &'static str, request: F) -> Result<T, CallError>
+    where
+        F: Fn(Connection) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        let mut failures = Vec::new();
+        let mut logged_in = false;
+        // One more than there are members: the connection at hand may have died unnoticed while its member is well.
+        let mut tries = self.endpoints.len() + 1;
+        while failures.len() < tries {
+            let connection = self.connection().await?;
+            let outcome = timeout(REQUEST_DEADLINE, request(connection.clone())).await;
+            let reason = match outcome {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(status)) if is_stale_token(&status) && self.credentials.is_some() && !logged_in => {
+                    logged_in = true;
+                    self.forget(&connection).await;
+                    continue;
+                }
+                Ok(Err(status)) if !is_worth_another_member(&status) => {
+                    let endpoint = connection.endpoint.to_string();
+                    return Err(CallError::Status {
+                        endpoint,
+                        call,
+                        status,
+                    });
+                }
+                Ok(Err(status)) => describe(&status),
+                Err(_) => {
+                    tries = self.endpoints.len();
+                    format!("no answer within {} s", REQUEST_DEADLINE.as_secs())
+                }
+            };
+            let reason = format!("{}: {call}: {reason}", connection.endpoint);
+            self.give_up(&connection, &reason).await;
+            failures.push(reason);
+        }
+        Err(CallError::Unreachable(failures.join("; ")))
+    }
+
+    /// The connection in use, or a new one to the first member that takes it.
+    pub(crate) async fn connection(&self) -> Result<Connection, CallError> {
+        let mut current = self.current.lock().await;
+        if let Some(connection) = current
+            .connection
+            .as_ref()
+            .filter(|connection| !connection.is_closed())
+        {
+            return Ok(connection.clone());
+        }
+        current.connection = None;
+        let mut failures = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            match self.open(&mut current).await {
+                Ok(connection) => return Ok(connection),
+                Err(reason) => failures.push(reason),
+            }
+        }
+        let error = failures.join("; ");
+        self.note_failure(&error, true);
+        Err(CallError::Unreachable(error))
+    }
+
+    async fn open(&self, current: &mut MutexGuard<'_, Current>) -> Result<Connection, String> {
+        let Some(endpoint) = self.endpoints.get(current.index) else {
+            current.index = 0;
+            return Err("no endpoint".to_owned());
+        };
+        current.opened += 1;
+        let opening = Connection::open(
+            endpoint,
+            &self.files,
+            self.credentials.as_ref(),
+            &self.sent,
+            current.opened,
+        );
+        let reason = match timeout(CONNECT_DEADLINE, opening).await {
+            Ok(Ok(connection)) => {
+                current.connection = Some(connection.clone());
+                self.note_connected(endpoint);
+                return Ok(connection);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {} s", CONNECT_DEADLINE.as_secs()),
+        };
+        let reason = format!("{endpoint}: {reason}");
+        current.index = (current.index + 1) % self.endpoints.len();
+        Err(reason)
+    }
+
+    /// Leaves the member this connection leads to, unless that happened already. Streams that still work on the
+    /// connection go on until its own pings fail.
+    pub(crate) async fn give_up(&self, connection: &Connection, reason: &str) {
+        let mut current = self.current.lock().await;
+        if current.holds(connection) {
+            current.connection = None;
+            current.index = (current.index + 1) % self.endpoints.len();
+        }
+        drop(current);
+        self.note_failure(reason, false);
+    }
+
+    /// Makes the next call open a new connection to the same member.
+    async fn forget(&self, connection: &Connection) {
+        let mut current = self.current.lock().await;
+        if current.holds(connection) {
+            current.connection = None;
+        }
+    }
+
+    fn note_connected(&self, endpoint: &Endpoint) {
+        let endpoint = endpoint.to_string();
+        self.state.send_if_modified(|state| {
+            let news = state.endpoint.as_deref() != Some(&endpoint);
+            if news {
+                info!(%endpoint, "connected to etcd");
+                state.endpoint = Some(endpoint.clone());
+                state.since = Some(SystemTime::now());
+            }
+            news
+        });
+    }
+
+    /// Records what went wrong; `lost` when no member is left.
+    pub(crate) fn note_failure(&self, error: &str, lost: bool) {
+        self.state.send_modify(|state| {
+            let at = SystemTime::now();
+            if lost && (state.endpoint.take().is_some() || state.since.is_none()) {
+                warn!(%error, "no etcd endpoint answers; trying on");
+                state.since = Some(at);
+            }
+            state.last_failure = Some(Failure {
+                at,
+                error: error.to_owned(),
+            });
+        });
+    }
+
+    pub(crate) fn state(&self) -> &watch::Sender<State> {
+        &self.state
+    }
+}
+
+/// A token that expired or is older than a change of users and roles.
+fn is_stale_token(status: &Status) -> bool {
+    match status.code() {
+        Code::Unauthenticated => true,
+        Code::InvalidArgument => status.message().contains("revision of auth store is old"),
+        _ => false,
+    }
+}
+
+/// Whether another member may do better. A status with a source was made on our side, from a broken connection.
+fn is_worth_another_member(status: &Status) -> bool {
+    use std::error::Error;
+    status.source().is_some()
+        || matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::Internal
+                | Code::Unimplemented
+        )
+}
