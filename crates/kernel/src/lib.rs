@@ -3,5 +3,14 @@
 //! Everything here is blocking and synchronous, decides nothing, and speaks `fabric`'s objects at its edge. `unsafe` is
 //! allowed in this crate alone, each block with the reason why it holds.
 
+pub mod host;
+mod live;
+mod mirror;
+pub mod netns;
 pub mod nl;
 pub mod rtnl;
+pub mod sysctl;
+
+pub use host::{ApplyOptions, Changed, Drained, Host, Interest, KernelError, Outcome, Scope};
+pub use live::Kernel;
+pub use nl::NetlinkError;

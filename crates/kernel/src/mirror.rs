@@ -1,0 +1,519 @@
+//! The mirror: the objects of interest as last seen, kept by notifications, each at a cost independent of how many there
+//! are.
+//!
+//! INVARIANT: the mirror may believe that an object is missing or different when it is not (an operation that finds it
+//! there corrects that), but never for long the other way round: every change by others is followed by a notification
+//! or by a request for [`Scope`] to be observed.
+
+mod notice;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use fabric::object::{Address, Forwarding, Key, LinkKind, LinkName, Mac, Neighbour, Object, Objects, Route};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::host::{Changed, Drained, Interest, Scope};
+use crate::rtnl::{
+    ObservedAddress, ObservedForwarding, ObservedLink, ObservedNeighbour, ObservedNexthop, ObservedRoute,
+    RouteKind,
+};
+
+/// Who changes the mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Ourselves, or a dump: nobody has to be told.
+    Own,
+    /// Somebody else, by port id, or the kernel.
+    Foreign(Option<u32>),
+}
+
+/// Any link of the namespace: of interest or not, routes go through it and indices mean it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    name: LinkName,
+    up: bool,
+    vxlan: bool,
+}
+
+/// A next hop object, and how many mirrored routes use it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nexthop {
+    pub(crate) seen: ObservedNexthop,
+    pub(crate) uses: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Mirror {
+    objects: Objects,
+    watched: HashSet<LinkName>,
+    networks: Vec<IpNet>,
+    links: HashMap<u32, Known>,
+    indices: HashMap<LinkName, u32>,
+    /// Mirrored routes per link: most links have none, and their end must cost nothing.
+    routes_on: HashMap<LinkName, u32>,
+    nexthops: HashMap<u32, Nexthop>,
+    nexthops_on: HashMap<u32, u32>,
+    /// Next hop object of each mirrored route that has one.
+    route_nexthop: HashMap<(IpNet, u32), u32>,
+    /// What objects were before the notifications being read, and who changed them last.
+    touched: BTreeMap<Key, (Option<Object>, Option<u32>)>,
+    news: Drained,
+}
+
+const LOOPBACK: &str = "lo";
+
+impl Mirror {
+    pub(crate) fn set_interest(&mut self, interest: Interest) {
+        self.watched = interest.links.into_iter().collect();
+        self.networks = interest.networks;
+        let outside: Vec<Key> = self
+            .objects
+            .keys()
+            .filter(|key| !self.is_wanted(key))
+            .copied()
+            .collect();
+        for key in outside {
+            self.set(key, None, Origin::Own);
+        }
+    }
+
+    fn is_wanted(&self, key: &Key) -> bool {
+        match key {
+            Key::Route(destination, _) => self.in_networks(*destination),
+            other => other.link().is_some_and(|link| self.watched.contains(&link)),
+        }
+    }
+
+    pub(crate) fn in_networks(&self, destination: IpNet) -> bool {
+        self.networks.iter().any(|network| network.contains(&destination))
+    }
+
+    pub(crate) fn watched(&self) -> Vec<LinkName> {
+        self.watched.iter().copied().collect()
+    }
+
+    pub(crate) fn is_watched(&self, link: LinkName) -> bool {
+        self.watched.contains(&link)
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    pub(crate) fn index(&self, link: LinkName) -> Option<u32> {
+        self.indices.get(&link).copied()
+    }
+
+    pub(crate) fn is_vxlan(&self, link: LinkName) -> bool {
+        self.index(link)
+            .and_then(|index| self.links.get(&index))
+            .is_some_and(|known| known.vxlan)
+    }
+
+    pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
+        self.links.get(&index).map(|known| known.name)
+    }
+
+    pub(crate) fn has_routes(&self, link: LinkName) -> bool {
+        self.routes_on.contains_key(&link)
+    }
+
+    pub(crate) fn nexthop_of(&self, route: &Route) -> Option<u32> {
+        self.route_nexthop
+            .get(&(route.destination, route.metric))
+            .copied()
+    }
+
+    pub(crate) fn nexthop(&self, id: u32) -> Option<&Nexthop> {
+        self.nexthops.get(&id)
+    }
+
+    pub(crate) fn nexthops(&self) -> impl Iterator<Item = &Nexthop> {
+        self.nexthops.values()
+    }
+
+    /// Something to be told is waiting.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    pub(crate) fn want(&mut self, scope: Scope) {
+        self.news.want(scope);
+    }
+
+    /// Ends a round of notifications: what is still different from before it goes to the news.
+    pub(crate) fn settle(&mut self) {
+        for (key, (before, by)) in std::mem::take(&mut self.touched) {
+            if self.objects.get(&key) != before.as_ref() {
+                match self.news.changed.iter_mut().find(|changed| changed.key == key) {
+                    Some(known) => known.by = by,
+                    None => self.news.changed.push(Changed { key, by }),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn take_news(&mut self) -> Drained {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Sets or removes one object; all changes of objects come through here.
+    pub(crate) fn set(&mut self, key: Key, object: Option<Object>, origin: Origin) {
+        let new_link = object.as_ref().map(Object::link);
+        let unchanged = self.objects.get(&key) == object.as_ref();
+        if unchanged {
+            return;
+        }
+        let old = match object {
+            Some(object) => self.objects.insert(key, object),
+            None => self.objects.remove(&key),
+        };
+        if let Key::Route(destination, metric) = key {
+            if let Some(link) = old.as_ref().map(Object::link) {
+                decrement(&mut self.routes_on, &link);
+            }
+            match new_link {
+                Some(link) => *self.routes_on.entry(link).or_default() += 1,
+                None => self.set_route_nexthop((destination, metric), None),
+            }
+        }
+        if let Origin::Foreign(by) = origin {
+            self.touched.entry(key).or_insert((old, None)).1 = by;
+        }
+    }
+
+    fn set_route_nexthop(&mut self, route: (IpNet, u32), id: Option<u32>) {
+        let old = match id {
+            Some(id) => self.route_nexthop.insert(route, id),
+            None => self.route_nexthop.remove(&route),
+        };
+        if old == id {
+            return;
+        }
+        if let Some(nexthop) = old.and_then(|old| self.nexthops.get_mut(&old)) {
+            nexthop.uses = nexthop.uses.saturating_sub(1);
+        }
+        if let Some(nexthop) = id.and_then(|id| self.nexthops.get_mut(&id)) {
+            nexthop.uses += 1;
+        }
+    }
+
+    pub(crate) fn set_route(&mut self, route: Route, nexthop: Option<u32>, origin: Origin) {
+        self.set(
+            Key::Route(route.destination, route.metric),
+            Some(Object::Route(route)),
+            origin,
+        );
+        self.set_route_nexthop((route.destination, route.metric), nexthop);
+    }
+
+    /// Takes note of a link, and mirrors it if it is of interest.
+    pub(crate) fn set_link(&mut self, link: &ObservedLink, origin: Origin) {
+        if let Some(stale) = self
+            .indices
+            .insert(link.name, link.index)
+            .filter(|stale| *stale != link.index)
+        {
+            // The name went to another link before we heard of the end of the first.
+            self.forget_all_on(stale, link.name, origin);
+            self.links.remove(&stale);
+        }
+        let vxlan = link.vxlan.is_some();
+        self.links.insert(
+            link.index,
+            Known {
+                name: link.name,
+                up: link.is_up(),
+                vxlan,
+            },
+        );
+        if self.watched.contains(&link.name) {
+            let object = link.to_object(|index| self.name(index));
+            self.set(Key::Link(link.name), Some(Object::Link(Box::new(object))), origin);
+        }
+    }
+
+    /// Forgets a link and everything on it, as the kernel does.
+    pub(crate) fn forget_link(&mut self, index: u32, origin: Origin) {
+        let Some(known) = self.links.remove(&index) else {
+            return;
+        };
+        if self.indices.get(&known.name) == Some(&index) {
+            self.indices.remove(&known.name);
+            self.forget_all_on(index, known.name, origin);
+        }
+    }
+
+    fn forget_all_on(&mut self, index: u32, name: LinkName, origin: Origin) {
+        for key in self.keys_on(name) {
+            self.set(key, None, origin);
+        }
+        if self.nexthops_on.remove(&index).is_some() {
+            self.nexthops
+                .retain(|_, nexthop| nexthop.seen.link != Some(index));
+        }
+    }
+
+    /// Every mirrored key that hangs on a link, the link's own included.
+    fn keys_on(&self, name: LinkName) -> Vec<Key> {
+        let mut keys: Vec<Key> = [
+            Section::Link,
+            Section::Address,
+            Section::Neighbour,
+            Section::Forwarding,
+        ]
+        .into_iter()
+        .flat_map(|section| self.section(section, name))
+        .collect();
+        if self.has_routes(name) {
+            keys.extend(self.routes_through(name));
+        }
+        keys
+    }
+
+    fn routes_through(&self, name: LinkName) -> impl Iterator<Item = Key> + '_ {
+        let through = move |object: &Object| object.link() == name;
+        self.objects
+            .range(FIRST_ROUTE..)
+            .filter(move |(_, object)| through(object))
+            .map(|(key, _)| *key)
+    }
+
+    fn section(&self, section: Section, name: LinkName) -> Vec<Key> {
+        let (first, is_in): (Key, fn(&Key) -> bool) = match section {
+            Section::Link => (Key::Link(name), |key| matches!(key, Key::Link(_))),
+            Section::Address => (Key::Address(name, FIRST_NET), |key| {
+                matches!(key, Key::Address(..))
+            }),
+            Section::Neighbour => (Key::Neighbour(name, FIRST_IP), |key| {
+                matches!(key, Key::Neighbour(..))
+            }),
+            Section::Forwarding => (Key::Forwarding(name, Mac([0; 6])), |key| {
+                matches!(key, Key::Forwarding(..))
+            }),
+        };
+        self.objects
+            .range(first..)
+            .map(|(key, _)| *key)
+            .take_while(|key| is_in(key) && key.link() == Some(name))
+            .collect()
+    }
+
+    /// Makes a section of a link's objects exactly `fresh`.
+    pub(crate) fn replace_section(
+        &mut self,
+        section: Section,
+        name: LinkName,
+        fresh: Objects,
+        origin: Origin,
+    ) {
+        let stale = self.section(section, name);
+        self.replace(stale, fresh, origin);
+    }
+
+    fn replace(&mut self, known: Vec<Key>, fresh: Objects, origin: Origin) {
+        for key in known {
+            if !fresh.contains_key(&key) {
+                self.set(key, None, origin);
+            }
+        }
+        for (key, object) in fresh {
+            self.set(key, Some(object), origin);
+        }
+    }
+
+    /// Makes the routes of a family, or those of it through one link, exactly `fresh` (with their next hop objects).
+    pub(crate) fn replace_routes(
+        &mut self,
+        v4: bool,
+        through: Option<LinkName>,
+        fresh: FreshRoutes,
+        origin: Origin,
+    ) {
+        let of_family =
+            |key: &Key| matches!(key, Key::Route(destination, _) if destination.addr().is_ipv4() == v4);
+        let stale: Vec<Key> = self
+            .objects
+            .range(FIRST_ROUTE..)
+            .filter(|(key, object)| of_family(key) && through.is_none_or(|link| object.link() == link))
+            .map(|(key, _)| *key)
+            .filter(|key| !fresh.contains_key(key))
+            .collect();
+        for key in stale {
+            self.set(key, None, origin);
+        }
+        for (route, nexthop) in fresh.into_values() {
+            self.set_route(route, nexthop, origin);
+        }
+    }
+
+    /// Makes the links exactly `fresh`; what hung on others goes with them.
+    pub(crate) fn replace_links(&mut self, fresh: &[ObservedLink]) {
+        let indices: HashSet<u32> = fresh.iter().map(|link| link.index).collect();
+        let stale: Vec<u32> = self
+            .links
+            .keys()
+            .filter(|index| !indices.contains(index))
+            .copied()
+            .collect();
+        for index in stale {
+            self.forget_link(index, Origin::Own);
+        }
+        for link in fresh {
+            self.rename(link, Origin::Own);
+        }
+        // Twice: a vxlan device may come before the link below it, whose name it wants.
+        for link in fresh {
+            self.set_link(link, Origin::Own);
+        }
+    }
+
+    /// Forgets what hung on a link's former name; true when it had one.
+    pub(crate) fn rename(&mut self, link: &ObservedLink, origin: Origin) -> bool {
+        let renamed = self
+            .links
+            .get(&link.index)
+            .is_some_and(|known| known.name != link.name);
+        if renamed {
+            self.forget_link(link.index, origin);
+        }
+        self.links.entry(link.index).or_insert(Known {
+            name: link.name,
+            up: link.is_up(),
+            vxlan: link.vxlan.is_some(),
+        });
+        renamed
+    }
+
+    pub(crate) fn replace_nexthops(&mut self, fresh: &[ObservedNexthop]) {
+        self.nexthops.clear();
+        self.nexthops_on.clear();
+        for nexthop in fresh {
+            self.set_nexthop(*nexthop);
+        }
+        for id in self.route_nexthop.values() {
+            if let Some(nexthop) = self.nexthops.get_mut(id) {
+                nexthop.uses += 1;
+            }
+        }
+    }
+
+    pub(crate) fn set_nexthop(&mut self, seen: ObservedNexthop) {
+        let uses = self.forget_nexthop(seen.id).map_or(0, |old| old.uses);
+        if let Some(link) = seen.link {
+            *self.nexthops_on.entry(link).or_default() += 1;
+        }
+        self.nexthops.insert(seen.id, Nexthop { seen, uses });
+    }
+
+    pub(crate) fn forget_nexthop(&mut self, id: u32) -> Option<Nexthop> {
+        let old = self.nexthops.remove(&id)?;
+        if let Some(link) = old.seen.link {
+            decrement(&mut self.nexthops_on, &link);
+        }
+        Some(old)
+    }
+
+    /// An address as an object; `None` for those that come with the link (IPv6 link-local, loopback's).
+    pub(crate) fn address(&self, seen: &ObservedAddress) -> Option<Address> {
+        const SCOPE_LINK: u8 = 253;
+        const SCOPE_HOST: u8 = 254;
+        let own = seen.scope == SCOPE_HOST || (seen.scope == SCOPE_LINK && seen.address.addr().is_ipv6());
+        if own {
+            return None;
+        }
+        Some(Address {
+            link: self.name(seen.link)?,
+            address: seen.address,
+        })
+    }
+
+    /// A neighbour as an object; `None` for learned ones.
+    pub(crate) fn neighbour(&self, seen: &ObservedNeighbour) -> Option<Neighbour> {
+        let mac = seen.mac.filter(|_| seen.is_permanent())?;
+        Some(Neighbour {
+            link: self.name(seen.link)?,
+            address: seen.address,
+            mac,
+        })
+    }
+
+    /// A forwarding entry as an object; `None` for learned ones.
+    pub(crate) fn forwarding(&self, seen: &ObservedForwarding) -> Option<Forwarding> {
+        let link = self.name(seen.link).filter(|_| seen.is_permanent())?;
+        Some(Forwarding {
+            link,
+            mac: seen.mac,
+            remote: seen.remote,
+        })
+    }
+
+    /// A route as an object.
+    ///
+    /// What [`Route`] cannot say is said by a value no plan has, so that it is seen to be in the way and replaced where it
+    /// must be: several next hops or an encapsulation show the (first) link without gateway, a blackhole and its like the
+    /// loopback link.
+    pub(crate) fn route(&self, seen: &ObservedRoute) -> Option<Route> {
+        let object = seen
+            .nexthop
+            .and_then(|id| self.nexthop(id))
+            .map(|nexthop| nexthop.seen);
+        let plain = seen.kind == RouteKind::Unicast && !seen.compound;
+        let link = match seen.kind {
+            RouteKind::Unicast => seen
+                .link
+                .or(object.and_then(|o| o.link))
+                .and_then(|index| self.name(index)),
+            RouteKind::Other(_) => None,
+        };
+        Some(Route {
+            destination: seen.destination,
+            metric: seen.metric,
+            gateway: seen.gateway.or(object.and_then(|o| o.gateway)).filter(|_| plain),
+            link: match link {
+                Some(link) => link,
+                None => LinkName::new(LOOPBACK)?,
+            },
+            onlink: plain && (seen.onlink || object.is_some_and(|o| o.onlink)),
+            protocol: seen.protocol,
+        })
+    }
+
+    /// The name of a watched vxlan device's underlay is that of `name`.
+    fn carries_watched(&self, name: LinkName) -> bool {
+        self.watched
+            .iter()
+            .any(|link| match self.objects.get(&Key::Link(*link)) {
+                Some(Object::Link(object)) => {
+                    matches!(&object.kind, LinkKind::Vxlan(vxlan) if vxlan.lower == name)
+                }
+                _ => false,
+            })
+    }
+}
+
+/// Routes with the number of the next hop object each uses.
+pub(crate) type FreshRoutes = BTreeMap<Key, (Route, Option<u32>)>;
+
+/// Kinds of objects that are listed per link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Section {
+    Link,
+    Address,
+    Neighbour,
+    Forwarding,
+}
+
+const FIRST_IP: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const FIRST_NET: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+const FIRST_ROUTE: Key = Key::Route(FIRST_NET, 0);
+
+fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, of: &K) {
+    if let Some(count) = counts.get_mut(of) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(of);
+        }
+    }
+}
