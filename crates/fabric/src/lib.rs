@@ -13,6 +13,7 @@ pub mod node;
 pub mod object;
 pub mod ownership;
 pub mod plan;
+pub mod rules;
 pub mod status;
 pub mod subnet_env;
 pub mod world;
