@@ -1,0 +1,4 @@
+//! The server from outside: beside a real etcd, under etcdctl, and under kill -9.
+
+mod differential;
+mod rig;
