@@ -1,2 +1,61 @@
-//! Placeholder.
-fn main() {}
+//! The verbs of the README: `cargo xtask lab`, `test`, `bench`, `dist`, `ci`.
+//!
+//! Builds in seconds and needs nothing installed: it is what installs the rest.
+
+mod bench;
+mod cargo;
+mod ci;
+mod lab;
+mod packages;
+mod test;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask VERB ...
+
+  lab     build, then three hosts with pods on this machine; ends with the lab up
+  test    install what the tests need, build, run all of them; --suite NAME runs one, --list names them
+  bench   scale, cni, path: figures beside their budgets
+  dist    what is shipped, with its size
+  ci      what .ci/run runs: formatting, lints, tests
+
+`cargo xtask VERB --help` says more. All verbs but dist need root: they make network namespaces.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (verb, rest) = match arguments.split_first() {
+        Some((verb, rest)) => (verb.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let result = match verb {
+        "lab" => lab::run(rest),
+        "test" => test::run(rest),
+        "bench" => bench::run(rest),
+        "dist" => ci::dist(rest),
+        "ci" => ci::run(rest),
+        "help" | "-h" | "--help" => {
+            say(HELP);
+            Ok(true)
+        }
+        other => {
+            say(&format!("xtask: no verb {other:?}\n\n{HELP}"));
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("xtask {verb}: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One message on stderr.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+}

@@ -1,2 +1,55 @@
-//! Placeholder.
-fn main() {}
+//! `flannelctl`: the operator's tool.
+
+mod arguments;
+mod labs;
+mod output;
+mod registry;
+mod socket;
+mod status;
+mod store;
+
+use std::process::ExitCode;
+
+use crate::arguments::Ended;
+use crate::output::{Out, report};
+
+const HELP: &str = "\
+flannelctl: look at flannel, and try it on one machine
+
+Usage: flannelctl COMMAND ...
+
+  status      peers of this host and their kernel objects, as its daemon sees them
+  plan        what the daemon would change in the kernel now; nothing on a healthy host
+  lab         a whole network of hosts and pods on this machine: up, status, exec, break, down
+  registry    serve, get, put, ls, del: an etcd v3 API server for one machine, and a small client
+
+`flannelctl COMMAND --help` says more. Exit status: 0 good, 1 not good or failed, 2 wrong use.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|a| a.to_string_lossy().into_owned())
+        .collect();
+    let mut out = Out::new();
+    let result = run(&arguments, &mut out).and_then(|code| out.flush().map(|()| code));
+    report(result)
+}
+
+fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => return Err(Ended::Usage(format!("no command\n\n{HELP}"))),
+    };
+    match command {
+        "status" => status::status(rest, out),
+        "plan" => status::plan(rest, out),
+        "lab" => labs::run(rest, out),
+        "registry" => store::run(rest, out),
+        "help" | "-h" | "--help" => out.text(HELP).map(|()| ExitCode::SUCCESS),
+        "version" | "--version" => out
+            .text(&format!("flannelctl {}\n", env!("CARGO_PKG_VERSION")))
+            .map(|()| ExitCode::SUCCESS),
+        other => Err(Ended::Usage(format!("no command {other:?}\n\n{HELP}"))),
+    }
+}

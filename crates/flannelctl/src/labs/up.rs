@@ -1,0 +1,233 @@
+//! `flannelctl lab up`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ::lab::reach::Matrix;
+use ::lab::speed::Speed;
+use ::lab::store::Kind;
+use ::lab::{Families, Lab, Spec};
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::{DEFAULT_NAME, interrupted, show};
+use crate::arguments::{Arguments, Ended, Grammar};
+use crate::output::{Out, Progress};
+
+const HELP: &str = "\
+Builds a lab, proves it, measures it, and leaves it up.
+
+Usage: flannelctl lab up [--nodes N] [--backend TYPE] [--family 4|6|46] [--etcd] [--name NAME] [--json] ...
+
+  --nodes N         hosts, each with one pod (default 3)
+  --backend TYPE    vxlan or host-gw (default vxlan)
+  --option K=V,...  keys of the backend's configuration, such as VNI=7,Port=4789,DirectRouting=true
+  --family F        4, 6, or 46 for both (default 46)
+  --etcd            Debian's etcd instead of the embedded registry
+  --nftables        firewall rules by nftables instead of iptables
+  --name NAME       name of the lab (default: lab); several can be up
+  --mtu N           of the underlay (default 1500)
+  --routed          two segments with a router between; odd hosts on the first
+  --no-speed        leave out the measuring
+  --bin-dir DIR     where flanneld and flannel-cni are (default: where flannelctl is)
+  --json            the result as JSON
+
+Exit status 1 when not every pod answers every pod and host with packets of full size; the lab then stays up to be
+looked at. Ctrl-C leaves nothing.
+
+Examples:
+  flannelctl lab up
+  flannelctl lab up --nodes 5 --backend host-gw --family 4 --etcd --name second
+";
+
+/// `flannelctl lab up ...`.
+pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: HELP,
+        values: &["nodes", "backend", "option", "family", "name", "mtu", "bin-dir"],
+        switches: &["etcd", "nftables", "routed", "no-speed", "json"],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    read.exactly([])?;
+    let usage = |error: ::lab::LabError| Ended::Usage(error.to_string());
+    let spec = Spec {
+        name: read.value_or("name", DEFAULT_NAME).to_owned(),
+        hosts: usize::try_from(read.number("nodes", 3)?).unwrap_or(usize::MAX),
+        families: Families::parse(read.value_or("family", "46")).map_err(usage)?,
+        mtu: u32::try_from(read.number("mtu", 1500)?).unwrap_or(u32::MAX),
+        routed: read.has("routed"),
+    };
+    spec.validate().map_err(usage)?;
+    let backend = backend(&read)?;
+    let interrupt = interrupt_flag()?;
+    let progress = Progress::new(false);
+    match build(&read, spec, &backend, &interrupt, &progress) {
+        Ok((lab, matrix, speeds)) => {
+            let good = matrix.good();
+            show_all(&lab, &matrix, &speeds, read.has("json"), progress.seconds(), out)?;
+            Ok(if good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        Err(_) if interrupt.load(Ordering::Relaxed) => Err(interrupted()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn backend(read: &Arguments) -> Result<Value, Ended> {
+    let kind = read.value_or("backend", "vxlan");
+    if !["vxlan", "host-gw"].contains(&kind) {
+        return Err(Ended::Usage(format!(
+            "--backend={kind}: expected vxlan or host-gw"
+        )));
+    }
+    let mut backend = json!({ "Type": kind });
+    for option in read
+        .value("option")
+        .unwrap_or_default()
+        .split(',')
+        .filter(|o| !o.is_empty())
+    {
+        let Some((key, value)) = option.split_once('=') else {
+            return Err(Ended::Usage(format!("--option {option}: expected KEY=VALUE")));
+        };
+        backend[key] = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+    }
+    Ok(backend)
+}
+
+fn build(
+    read: &Arguments,
+    spec: Spec,
+    backend: &Value,
+    interrupt: &Arc<AtomicBool>,
+    progress: &Progress,
+) -> anyhow::Result<(Lab, Matrix, Vec<Speed>)> {
+    let executables = executables(read.value("bin-dir"))?;
+    let (hosts, kind) = (
+        spec.hosts,
+        if read.has("etcd") {
+            Kind::Etcd
+        } else {
+            Kind::Embedded
+        },
+    );
+    progress.step(&format!("{hosts} hosts and a switch"));
+    let mut lab = Lab::up(spec, &executables, interrupt.clone())?;
+    lab.state.backend = backend["Type"].as_str().unwrap_or_default().to_owned();
+    progress.step(if kind == Kind::Etcd {
+        "etcd"
+    } else {
+        "embedded registry"
+    });
+    lab.start_store(kind)?;
+    let mut config = ::lab::flannel::config(lab.spec.families, backend.clone());
+    if read.has("nftables") {
+        config["EnableNFTables"] = json!(true);
+    }
+    lab.configure(&config)?;
+    progress.step("flanneld on every host");
+    lab.start_daemons(&[])?;
+    let took = lab.wait_for_routes(Duration::from_secs(30 + hosts as u64))?;
+    progress.step(&format!(
+        "every route on every host after {:.2} s; a pod on every host",
+        took.as_secs_f64()
+    ));
+    lab.add_pods()?;
+    progress.step("who reaches whom, and with how large a packet");
+    let matrix = lab.matrix()?;
+    let speeds = if read.has("no-speed") {
+        Vec::new()
+    } else {
+        progress.step("throughput and round trips");
+        lab.speeds(Duration::from_secs(1))?
+    };
+    lab.check()?;
+    lab.keep()?;
+    progress.step("up");
+    Ok((lab, matrix, speeds))
+}
+
+/// The directory of the programs under test, checked before anything is built.
+fn executables(given: Option<&str>) -> anyhow::Result<PathBuf> {
+    let directory = match given {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            let own = std::env::current_exe().context("where am I?")?;
+            own.parent().map(PathBuf::from).unwrap_or_default()
+        }
+    };
+    let directory = directory
+        .canonicalize()
+        .with_context(|| directory.display().to_string())?;
+    for program in ["flanneld", "flannel-cni", "flannelctl"] {
+        if !directory.join(program).is_file() {
+            bail!(
+                "no {program} in {}: build it (`cargo build --bins`), or name its place by --bin-dir",
+                directory.display()
+            );
+        }
+    }
+    Ok(directory)
+}
+
+/// Becomes true on SIGINT, SIGTERM or SIGHUP.
+fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let guard = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    drop(guard);
+    std::thread::spawn(move || {
+        runtime.block_on(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            set.store(true, Ordering::Relaxed);
+            // Later ones are heard, too, and change nothing: taking down must not be cut short.
+            std::future::pending::<()>().await;
+        });
+    });
+    Ok(flag)
+}
+
+fn show_all(
+    lab: &Lab,
+    matrix: &Matrix,
+    speeds: &[Speed],
+    as_json: bool,
+    seconds: f64,
+    out: &mut Out,
+) -> Result<(), Ended> {
+    if as_json {
+        let mut value = show::inventory_json(lab);
+        value["seconds"] = json!(seconds);
+        value["good"] = json!(matrix.good());
+        value["matrix"] = serde_json::to_value(matrix)?;
+        value["speeds"] = serde_json::to_value(speeds)?;
+        return out.json(&value);
+    }
+    show::inventory(lab, out)?;
+    out.line("")?;
+    show::matrix(lab, matrix, out)?;
+    if !speeds.is_empty() {
+        out.line("")?;
+        show::speeds(speeds, out)?;
+    }
+    out.line("")?;
+    show::ways_in(lab, out)
+}

@@ -1,0 +1,281 @@
+//! `flannelctl status` and `flannelctl plan`: what the daemon of this host says.
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use fabric::status::{FirewallState, Peer, PeerState, RegistryState, Status};
+
+use crate::arguments::{Ended, Grammar};
+use crate::output::{Mood, Out, cell, heading, mood};
+use crate::socket::{DEFAULT, get};
+
+const STATUS_HELP: &str = "\
+Shows how it stands with flannel on this host: lease, registry, underlay, every peer and its kernel objects.
+
+Usage: flannelctl status [--socket PATH] [--all] [--json]
+
+  --socket PATH  the daemon's socket (default /run/flannel/flanneld.sock)
+  --all          every peer, also when there are many and all is well
+  --json         the daemon's whole answer
+
+Exit status 1 when the host is not ready or a peer is not as it should be.
+
+Examples:
+  flannelctl status
+  flannelctl status --json | jq .peers
+";
+
+const PLAN_HELP: &str = "\
+Shows what the daemon would change in the kernel now. Nothing on a healthy host.
+
+Usage: flannelctl plan [--socket PATH] [--json]
+
+Exit status 1 when there is something to change.
+
+Examples:
+  flannelctl plan
+  flannelctl plan --json
+";
+
+/// More peers than this are shown only when asked for, or not well.
+const MANY: usize = 40;
+
+/// `flannelctl status`.
+pub fn status(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: STATUS_HELP,
+        values: &["socket"],
+        switches: &["all", "json"],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    read.exactly([])?;
+    let body = get(read.value_or("socket", DEFAULT), "/status")?;
+    let status: Status = serde_json::from_slice(&body).context("the daemon's answer is no status")?;
+    let good = status.ready && status.peers.iter().all(|p| p.state == PeerState::Ok);
+    if read.has("json") {
+        let value: serde_json::Value = serde_json::from_slice(&body)?;
+        out.json(&value)?;
+    } else {
+        show(&status, read.has("all"), out)?;
+    }
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
+    let ready = if status.ready {
+        out.paint(Mood::Good, "ready")
+    } else {
+        out.paint(Mood::Bad, "NOT READY")
+    };
+    let subnet = status.lease.as_ref().map_or("no lease", |l| l.subnet.as_str());
+    out.line(&format!(
+        "flanneld {} (pid {})  {ready}  backend {}  subnet {subnet}  up {}",
+        status.version,
+        status.pid,
+        if status.backend.is_empty() {
+            "unknown"
+        } else {
+            &status.backend
+        },
+        span(now.saturating_sub(status.started)),
+    ))?;
+    for reason in &status.reasons {
+        let reason = out.paint(Mood::Bad, reason);
+        out.line(&format!("          {reason}"))?;
+    }
+    if status.paused {
+        let text = out.paint(Mood::Warn, "paused: nothing is applied or repaired");
+        out.line(&format!("          {text}"))?;
+    }
+    if let Some(underlay) = &status.underlay {
+        let join =
+            |list: &[std::net::IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let mut line = format!(
+            "underlay  {} {} mtu {}",
+            underlay.link,
+            join(&underlay.addresses),
+            underlay.mtu
+        );
+        if underlay.public != underlay.addresses {
+            line.push_str(&format!("  advertised {}", join(&underlay.public)));
+        }
+        out.line(&format!("{line}  pods mtu {}", status.mtu))?;
+        for warning in &underlay.warnings {
+            let warning = out.paint(Mood::Warn, warning);
+            out.line(&format!("          {warning}"))?;
+        }
+    }
+    let (state, feel) = match status.registry.state {
+        RegistryState::Connected => ("connected", Mood::Good),
+        RegistryState::Connecting => ("connecting", Mood::Warn),
+        RegistryState::WaitingForConfig => ("waiting for the network config", Mood::Warn),
+        RegistryState::Stale => ("lost: working from what is known", Mood::Warn),
+    };
+    let registry = &status.registry;
+    let expiry = status.lease.as_ref().and_then(|l| l.expires);
+    let expiry = expiry.map_or(String::new(), |e| {
+        format!("  lease ends in {}", span(e.saturating_sub(now)))
+    });
+    out.line(&format!(
+        "registry  {} {} {}  {}  revision {}{expiry}",
+        registry.kind,
+        registry.endpoint,
+        registry.prefix,
+        out.paint(feel, state),
+        registry.revision
+    ))?;
+    if let Some(error) = &registry.error {
+        out.line(&format!("          {error}"))?;
+    }
+    let audit = status.last_audit.map_or("never".to_owned(), |at| {
+        format!("{} ago", span(now.saturating_sub(at)))
+    });
+    out.line(&format!(
+        "kernel    read as a whole {audit}, {} objects put back since the start",
+        status.repairs
+    ))?;
+    let firewall = &status.firewall;
+    let (state, feel) = match firewall.state {
+        FirewallState::Off => ("no rules asked for", Mood::Faint),
+        FirewallState::Pending => ("not applied yet", Mood::Warn),
+        FirewallState::Ok => ("in place", Mood::Good),
+        FirewallState::Failed => ("FAILED", Mood::Bad),
+    };
+    let error = firewall.error.as_deref().unwrap_or_default();
+    let text = format!(
+        "firewall  {} {} {error}, put back {} times",
+        firewall.kind,
+        out.paint(feel, state),
+        firewall.restores
+    );
+    out.line(&text.replace("  ,", ",").replace(" ,", ","))?;
+    lists(status, out)?;
+    peers(&status.peers, all, out)
+}
+
+fn lists(status: &Status, out: &mut Out) -> Result<(), Ended> {
+    let rejected: Vec<String> = status
+        .rejected
+        .iter()
+        .map(|r| format!("{}: {}", r.key, r.reason))
+        .collect();
+    for (name, feel, list) in [
+        ("failed", Mood::Bad, &status.failures),
+        ("conflict", Mood::Bad, &status.conflicts),
+        ("fight", Mood::Warn, &status.fights),
+        ("no lease", Mood::Warn, &rejected),
+    ] {
+        for entry in list {
+            let name = out.paint(feel, &format!("{name:<10}"));
+            out.line(&format!("{name}{entry}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn peers(peers: &[Peer], all: bool, out: &mut Out) -> Result<(), Ended> {
+    let count = |state| peers.iter().filter(|p| p.state == state).count();
+    let (ok, failed, conflict) = (
+        count(PeerState::Ok),
+        count(PeerState::Failed),
+        count(PeerState::Conflict),
+    );
+    out.line(&format!(
+        "peers     {}: {ok} ok, {failed} failed, {conflict} in conflict",
+        peers.len()
+    ))?;
+    let shown: Vec<&Peer> = peers
+        .iter()
+        .filter(|p| all || peers.len() <= MANY || p.state != PeerState::Ok)
+        .collect();
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![heading(&["SUBNET", "HOST", "BACKEND", "OBJECTS", "STATE", ""])];
+    for peer in shown {
+        let hosts: Vec<String> = peer.public.iter().map(ToString::to_string).collect();
+        rows.push(vec![
+            cell(peer.subnet.as_str()),
+            cell(hosts.join(" ")),
+            cell(peer.backend.as_str()),
+            cell(format!("{}/{}", peer.programmed, peer.expected)),
+            match peer.state {
+                PeerState::Ok => mood(Mood::Good, "ok"),
+                PeerState::Failed => mood(Mood::Bad, "FAILED"),
+                PeerState::Conflict => mood(Mood::Bad, "CONFLICT"),
+            },
+            cell(peer.error.as_deref().unwrap_or_default()),
+        ]);
+    }
+    out.table(&rows)
+}
+
+/// Seconds as a person says them.
+fn span(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, m) => format!("{m} min"),
+        (0, h, m) => format!("{h} h {m} min"),
+        (d, h, _) => format!("{d} d {h} h"),
+    }
+}
+
+/// `flannelctl plan`.
+pub fn plan(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: PLAN_HELP,
+        values: &["socket"],
+        switches: &["json"],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    read.exactly([])?;
+    let body = get(read.value_or("socket", DEFAULT), "/plan")?;
+    let plan: serde_json::Value = serde_json::from_slice(&body).context("the daemon's answer is no plan")?;
+    if read.has("json") {
+        out.json(&plan)?;
+    }
+    let steps = plan
+        .get("ops")
+        .unwrap_or(&plan)
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    if !read.has("json") {
+        for step in &steps {
+            out.line(step.as_str().unwrap_or(&step.to_string()))?;
+        }
+        if steps.is_empty() {
+            let text = out.paint(Mood::Good, "nothing to change");
+            out.line(&text)?;
+        }
+    }
+    Ok(if steps.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::span;
+
+    #[test]
+    fn spans_are_said_in_their_two_largest_units() {
+        assert_eq!(span(59), "59 s");
+        assert_eq!(span(60 * 5 + 3), "5 min");
+        assert_eq!(span(3600 * 3 + 61), "3 h 1 min");
+        assert_eq!(span(86_400 * 3 + 3600 * 4), "3 d 4 h");
+    }
+}

@@ -1,0 +1,51 @@
+//! `cargo xtask bench`: figures beside their budgets.
+
+use anyhow::{Result, bail};
+
+use crate::cargo::{build, cargo, succeeds};
+use crate::packages::{ETCD, LAB, TESTS, check_machine, ensure};
+use crate::say;
+
+const HELP: &str = "\
+Measures, and prints figures beside their budgets. Quiet machines give better figures.
+
+Usage: cargo xtask bench scale|cni|path [--json] [more]
+
+  scale   100 to 10,000 leases in a real etcd: seconds, CPU, memory, system calls, requests
+  cni     ADD and DEL: one at a time, fifty at once, beside the plugins of Debian
+  path    pod to pod beside the bare underlay
+
+Examples:
+  cargo xtask bench scale
+  cargo xtask bench path --json
+";
+
+/// `cargo xtask bench ...`.
+pub fn run(arguments: &[String]) -> Result<bool> {
+    let (what, rest) = match arguments.split_first() {
+        Some((what, rest)) => (what.as_str(), rest),
+        None => bail!("what? scale, cni or path"),
+    };
+    if ["-h", "--help"].contains(&what) {
+        say(HELP);
+        return Ok(true);
+    }
+    check_machine()?;
+    ensure(&[LAB, ETCD, TESTS])?;
+    let executables = build("release")?;
+    let mut command = match what {
+        "scale" | "path" => cargo(&["bench", "--locked", "-p", "lab", "--bench", what, "--"]),
+        "cni" => cargo(&[
+            "run",
+            "--locked",
+            "--release",
+            "-p",
+            "cni",
+            "--example",
+            "bench",
+            "--",
+        ]),
+        other => bail!("no bench {other:?}: scale, cni or path"),
+    };
+    succeeds(command.args(rest).env("FLANNEL_BIN_DIR", executables))
+}

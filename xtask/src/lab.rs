@@ -1,0 +1,74 @@
+//! `cargo xtask lab`: the main job on one machine, from nothing.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::{build, succeeds};
+use crate::packages::{ETCD, LAB, check_machine, ensure};
+use crate::say;
+
+const HELP: &str = "\
+Installs what is missing, builds, makes a lab, proves that every pod reaches every pod, and leaves the lab up.
+
+Usage: cargo xtask lab [--profile PROFILE] [--down] [flags of `flannelctl lab up`]
+
+  --profile P   how to build: release (default), or dev, which builds faster
+  --down        take the lab down again after the proof
+  --keep        leave it up (default)
+  the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --name NAME --json ...
+
+Examples:
+  cargo xtask lab
+  cargo xtask lab --backend host-gw --family 4 --etcd
+";
+
+/// `cargo xtask lab ...`.
+pub fn run(arguments: &[String]) -> Result<bool> {
+    let (mut profile, mut down, mut name) = ("release".to_owned(), false, "lab".to_owned());
+    let mut passed: Vec<String> = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "-h" | "--help" => {
+                say(HELP);
+                return Ok(true);
+            }
+            "--down" => down = true,
+            "--keep" => down = false,
+            "--profile" => profile = rest.next().context("--profile needs a value")?.clone(),
+            "--name" => {
+                name = rest.next().context("--name needs a value")?.clone();
+                passed.extend(["--name".to_owned(), name.clone()]);
+            }
+            other => {
+                if let Some(value) = other.strip_prefix("--name=") {
+                    name = value.to_owned();
+                }
+                passed.push(argument.clone());
+            }
+        }
+    }
+    check_machine()?;
+    ensure(&if passed.iter().any(|a| a == "--etcd") {
+        vec![LAB, ETCD]
+    } else {
+        vec![LAB]
+    })?;
+    let executables = build(&profile)?;
+    let flannelctl = executables.join("flannelctl");
+    if !flannelctl.is_file() {
+        bail!("cargo built no {}", flannelctl.display());
+    }
+    // A lab of that name may still be there from the last time; this one takes its place.
+    succeeds(
+        Command::new(&flannelctl)
+            .args(["lab", "down", "--name", &name])
+            .stdout(std::process::Stdio::null()),
+    )?;
+    let good = succeeds(Command::new(&flannelctl).args(["lab", "up"]).args(&passed))?;
+    if down {
+        succeeds(Command::new(&flannelctl).args(["lab", "down", "--name", &name]))?;
+    }
+    Ok(good)
+}

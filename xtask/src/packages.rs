@@ -1,0 +1,138 @@
+//! What must be installed, and installing it on Debian.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::run;
+use crate::say;
+
+/// A program and the Debian package it comes from.
+pub type Need = (&'static str, &'static str);
+
+/// A lab cannot stand without these.
+pub const LAB: &[Need] = &[
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("setsid", "util-linux"),
+    ("mount", "mount"),
+    ("hostname", "hostname"),
+    ("ping", "iputils-ping"),
+    ("iptables", "iptables"),
+    ("ip6tables-save", "iptables"),
+    ("nft", "nftables"),
+];
+
+/// A real etcd.
+pub const ETCD: &[Need] = &[("etcd", "etcd-server"), ("etcdctl", "etcd-client")];
+
+/// What the tests use besides.
+pub const TESTS: &[Need] = &[
+    ("tcpdump", "tcpdump"),
+    ("strace", "strace"),
+    ("iperf3", "iperf3"),
+    ("jq", "jq"),
+    ("dash", "dash"),
+    ("openssl", "openssl"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/lib/cni/portmap", "containernetworking-plugins"),
+];
+
+/// Refuses to go on where labs cannot be made.
+pub fn check_machine() -> Result<()> {
+    if !cfg!(target_os = "linux") {
+        bail!("labs are made of Linux network namespaces; this is no Linux");
+    }
+    let id = Command::new("id").arg("-u").output().context("id -u")?;
+    if id.stdout != b"0\n" {
+        bail!("network namespaces need root: run it as root (or by sudo)");
+    }
+    Ok(())
+}
+
+/// Installs what is missing (Debian and its kin), or says what to install.
+pub fn ensure(needs: &[&[Need]]) -> Result<()> {
+    let missing: Vec<Need> = needs
+        .iter()
+        .flat_map(|n| n.iter())
+        .copied()
+        .filter(|n| !is_there(n.0))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut names: Vec<&str> = missing.iter().map(|n| n.1).collect();
+    names.sort_unstable();
+    names.dedup();
+    let programs: Vec<&str> = missing.iter().map(|n| n.0).collect();
+    if !Path::new("/etc/debian_version").exists() {
+        bail!(
+            "missing: {}. On Debian they are in {}",
+            programs.join(", "),
+            names.join(", ")
+        );
+    }
+    say(&format!(
+        "installing {} (for {})",
+        names.join(" "),
+        programs.join(", ")
+    ));
+    let policy = Policy::forbid_services();
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
+        command
+    };
+    run(&mut apt(&["-q", "update"]))?;
+    let mut install = apt(&["-q", "-y", "--no-install-recommends", "install"]);
+    run(install.args(&names))?;
+    drop(policy);
+    let still: Vec<&str> = programs.into_iter().filter(|p| !is_there(p)).collect();
+    if !still.is_empty() {
+        bail!("installed, but still not found: {}", still.join(", "));
+    }
+    Ok(())
+}
+
+fn is_there(program: &str) -> bool {
+    if program.starts_with('/') {
+        return Path::new(program).exists();
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .any(|d| Path::new(d).join(program).is_file())
+}
+
+/// Packages such as etcd-server start a service when installed; nobody asked for one.
+struct Policy {
+    made: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl Policy {
+    fn forbid_services() -> Policy {
+        if Path::new(POLICY).exists() {
+            return Policy { made: false };
+        }
+        use std::os::unix::fs::PermissionsExt;
+        let made = std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").is_ok()
+            && std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755)).is_ok();
+        Policy { made }
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if self.made {
+            let _ = std::fs::remove_file(POLICY);
+        }
+    }
+}

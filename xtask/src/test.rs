@@ -1,0 +1,185 @@
+//! `cargo xtask test`: everything that can fail, with what it needs.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::{Tally, build, cargo, executables, run as run_command, test};
+use crate::packages::{ETCD, LAB, TESTS, check_machine, ensure};
+use crate::say;
+
+const HELP: &str = "\
+Installs what the tests need, builds the executables, runs every test. What cannot run is a failure, not a skip.
+
+Usage: cargo xtask test [--suite NAME ...] [--list]
+
+  --suite NAME  only this one, with all it prints
+  --list        the suites
+
+Examples:
+  cargo xtask test
+  cargo xtask test --suite repair
+";
+
+/// A suite: its name, what it shows, and the arguments of `cargo test`.
+struct Suite {
+    name: &'static str,
+    about: &'static str,
+    arguments: &'static [&'static str],
+    /// Its output is a table for people: not captured.
+    shown: bool,
+}
+
+const SUITES: &[Suite] = &[
+    Suite {
+        name: "unit",
+        about: "every crate's own tests",
+        arguments: &["--workspace", "--exclude", "lab"],
+        shown: false,
+    },
+    Suite {
+        name: "machinery",
+        about: "the lab itself",
+        arguments: &["-p", "lab", "--lib", "--test", "machinery"],
+        shown: false,
+    },
+    Suite {
+        name: "conformance",
+        about: "the tables V1-V16 and H1-H3, seen by ip, bridge and iptables-save",
+        arguments: &["-p", "lab", "--test", "conformance"],
+        shown: false,
+    },
+    Suite {
+        name: "golden",
+        about: "the objects, files and keys Go flannel leaves for the same config",
+        arguments: &["-p", "lab", "--test", "golden"],
+        shown: false,
+    },
+    Suite {
+        name: "seeds",
+        about: "configurations and command lines found in the wild",
+        arguments: &["-p", "lab", "--test", "seeds"],
+        shown: false,
+    },
+    Suite {
+        name: "reach",
+        about: "flannelctl lab up: vxlan and host-gw, both registries, full-size packets; Ctrl-C",
+        arguments: &["-p", "lab", "--test", "reach"],
+        shown: false,
+    },
+    Suite {
+        name: "repair",
+        about: "objects broken by hand, and the time until they are back",
+        arguments: &["-p", "lab", "--test", "repair"],
+        shown: true,
+    },
+    Suite {
+        name: "restart",
+        about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
+        arguments: &["-p", "lab", "--test", "restart"],
+        shown: false,
+    },
+    Suite {
+        name: "crowd",
+        about: "200 daemons started at once on one etcd",
+        arguments: &["-p", "lab", "--test", "crowd"],
+        shown: true,
+    },
+    Suite {
+        name: "documents",
+        about: "the commands shown in the documents",
+        arguments: &["-p", "lab", "--test", "documents"],
+        shown: false,
+    },
+];
+
+/// `cargo xtask test ...`.
+pub fn run(arguments: &[String]) -> Result<bool> {
+    let mut chosen: Vec<&Suite> = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let name = match argument.as_str() {
+            "-h" | "--help" => {
+                say(HELP);
+                return Ok(true);
+            }
+            "--list" => {
+                for suite in SUITES {
+                    say(&format!("{:<12} {}", suite.name, suite.about));
+                }
+                return Ok(true);
+            }
+            "--suite" => rest.next().map(String::as_str).unwrap_or_default(),
+            other => match other.strip_prefix("--suite=") {
+                Some(name) => name,
+                None => bail!("no flag {other}; `cargo xtask test --help`"),
+            },
+        };
+        match SUITES.iter().find(|s| s.name == name) {
+            Some(suite) => chosen.push(suite),
+            None => bail!("no suite {name:?}; `cargo xtask test --list` names them"),
+        }
+    }
+    let focused = !chosen.is_empty();
+    if !focused {
+        chosen = SUITES.iter().collect();
+    }
+    check_machine()?;
+    ensure(&[LAB, ETCD, TESTS])?;
+    // Compiled first and together, so that no suite's time is a compiler's.
+    build("dev")?;
+    run_command(&mut cargo(&[
+        "test",
+        "--locked",
+        "--workspace",
+        "--no-run",
+        "--quiet",
+    ]))?;
+    let mut results = Vec::new();
+    for suite in chosen {
+        say(&format!("\n== {}: {}", suite.name, suite.about));
+        let start = Instant::now();
+        let mut command = cargo(&["test", "--locked"]);
+        command
+            .args(suite.arguments)
+            .env("FLANNEL_BIN_DIR", executables("dev"));
+        if !focused {
+            command.arg("--no-fail-fast");
+        }
+        command.arg("--");
+        if suite.shown || focused {
+            command.arg("--nocapture");
+        }
+        results.push((suite.name, test(&mut command)?, start.elapsed().as_secs_f64()));
+    }
+    Ok(summary(&results))
+}
+
+fn summary(results: &[(&str, Tally, f64)]) -> bool {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let mut sum = Tally {
+        good: true,
+        ..Tally::default()
+    };
+    let _ = writeln!(out);
+    for (name, tally, seconds) in results {
+        let word = if tally.good { "ok" } else { "FAILED" };
+        let _ = writeln!(
+            out,
+            "suite {name} ... {word} ({} passed, {} failed, {} ignored, {seconds:.1} s)",
+            tally.passed, tally.failed, tally.ignored
+        );
+        sum.passed += tally.passed;
+        sum.failed += tally.failed;
+        sum.ignored += tally.ignored;
+        sum.good &= tally.good;
+    }
+    let word = if sum.good { "ok" } else { "FAILED" };
+    let _ = writeln!(
+        out,
+        "\ntest result: {word}. {} passed; {} failed; {} ignored; 0 measured; 0 filtered out",
+        sum.passed, sum.failed, sum.ignored
+    );
+    sum.good
+}
