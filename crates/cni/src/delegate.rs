@@ -1,0 +1,363 @@
+//! Other plugins, run as processes of their own: found on `CNI_PATH`, given the same environment and a configuration.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::call::{Environment, Verb};
+use crate::failure::Failure;
+use crate::json::{self, Object};
+use crate::result::{AddResult, version_of};
+
+/// How long a delegate may take before it and its children are killed.
+pub const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// Attempts to execute a file somebody is just writing, one second apart.
+const BUSY_ATTEMPTS: u32 = 6;
+/// Most bytes kept of a delegate's stdout and stderr each; the rest is read and dropped.
+const OUTPUT_LIMIT: usize = 4 << 20;
+
+/// Finds a plugin's file on `CNI_PATH`: the first regular file of that name, symlinks followed, whatever its mode.
+pub fn find(plugin: &str, path: &str) -> Result<PathBuf, Failure> {
+    if plugin.is_empty() {
+        return Err(Failure::internal("no plugin name provided"));
+    }
+    if plugin.contains('/') {
+        return Err(Failure::internal(format!("invalid plugin name: {plugin}")));
+    }
+    if path.is_empty() {
+        return Err(Failure::internal("no paths provided"));
+    }
+    let found = path
+        .split(':')
+        .map(|folder| Path::new(folder).join(plugin))
+        .find(|file| file.is_file());
+    found.ok_or_else(|| {
+        let folders: Vec<&str> = path.split(':').collect();
+        Failure::internal(format!(
+            "failed to find plugin {plugin:?} in path [{}]",
+            folders.join(" ")
+        ))
+    })
+}
+
+/// Runs a plugin and returns what it printed; the error is its own error object, unchanged.
+pub fn run(plugin: &str, verb: Verb, stdin: &[u8], env: &Environment) -> Result<Vec<u8>, Failure> {
+    let file = find(plugin, &env.path)?;
+    let output = execute(&file, verb, stdin, TIME_LIMIT)
+        .map_err(|e| Failure::internal(format!("cannot run plugin {}: {e}", file.display())))?;
+    if output.status.success() {
+        // Forwarded on success only: on failure it is part of the error.
+        let _ = io::stderr().lock().write_all(&output.stderr);
+        return Ok(output.stdout);
+    }
+    Err(explain(&output))
+}
+
+/// Runs a plugin's ADD and reads its result. The second value is the version the result is in.
+pub fn add(
+    plugin: &str,
+    stdin: &[u8],
+    version: &str,
+    env: &Environment,
+) -> Result<(AddResult, String), Failure> {
+    let stdout = run(plugin, Verb::Add, stdin, env)?;
+    let value = json::parse(&stdout)
+        .map_err(|e| Failure::internal(format!("plugin {plugin:?} printed a result that is no JSON: {e}")))?;
+    let version = version_of(&value, version);
+    Ok((AddResult::parse(&value, &version)?, version))
+}
+
+struct Output {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+fn explain(output: &Output) -> Failure {
+    let failed = |msg: String| Failure {
+        code: 0,
+        msg,
+        details: String::new(),
+    };
+    let status = match (output.status.code(), output.status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal: {signal}"),
+        (None, None) => "ended in an unknown way".to_owned(),
+    };
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    if stdout.is_empty() {
+        return failed(if stderr.is_empty() {
+            format!("netplugin failed with no error message: {status}")
+        } else {
+            format!("netplugin failed: {stderr:?}: {status}")
+        });
+    }
+    let read = || -> Result<Failure, String> {
+        let value = json::parse(&output.stdout)?;
+        let object = Object::of(&value).map_err(|e| e.to_string())?;
+        let text = |name: &str| object.string(name).map(|t| t.unwrap_or_default().to_owned());
+        let code = object.whole("code").map_err(|e| e.to_string())?.unwrap_or(0);
+        Ok(Failure {
+            code: u32::try_from(code).map_err(|_| format!("code {code} is out of range"))?,
+            msg: text("msg").map_err(|e| e.to_string())?,
+            details: text("details").map_err(|e| e.to_string())?,
+        })
+    };
+    read().unwrap_or_else(|e| {
+        failed(format!(
+            "netplugin failed but error parsing its diagnostic message {stdout:?}: {e}"
+        ))
+    })
+}
+
+fn execute(file: &Path, verb: Verb, stdin: &[u8], limit: Duration) -> io::Result<Output> {
+    let mut attempt = 1;
+    let mut child = loop {
+        let spawned = Command::new(file)
+            .env("CNI_COMMAND", verb.as_str())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own, so that what it started can be ended with it.
+            .process_group(0)
+            .spawn();
+        match spawned {
+            Ok(child) => break child,
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && attempt < BUSY_ATTEMPTS => {
+                attempt += 1;
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            Err(e) => return Err(e),
+        }
+    };
+    let talked = converse(&mut child, stdin, Instant::now() + limit);
+    if !matches!(talked, Ok((_, _, true)))
+        && let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+    {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let status = child.wait()?;
+    match talked? {
+        (stdout, stderr, true) => Ok(Output {
+            status,
+            stdout,
+            stderr,
+        }),
+        _ => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("gave no answer within {} s and was killed", limit.as_secs()),
+        )),
+    }
+}
+
+/// Feeds stdin and collects both outputs until the process has ended (true) or the deadline has passed (false).
+fn converse(child: &mut Child, stdin: &[u8], deadline: Instant) -> io::Result<(Vec<u8>, Vec<u8>, bool)> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let ended = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    let (mut input, mut unsent) = (child.stdin.take(), stdin);
+    let mut output = [
+        Capture::new(child.stdout.take())?,
+        Capture::new(child.stderr.take())?,
+    ];
+    if let Some(input) = &input {
+        set_nonblocking(input.as_fd())?;
+    }
+    loop {
+        let mut waiting = vec![PollFd::new(&ended, PollFlags::IN)];
+        if let Some(input) = &input {
+            waiting.push(PollFd::new(input, PollFlags::OUT));
+        }
+        for capture in &output {
+            if let Some(pipe) = &capture.pipe {
+                waiting.push(PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN));
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
+        match poll(&mut waiting, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+            Ok(_) => {}
+        }
+        let over = waiting.first().is_some_and(|fd| !fd.revents().is_empty());
+        drop(waiting);
+        if let Some(pipe) = &mut input {
+            match pipe.write(unsent) {
+                Ok(written) => unsent = unsent.get(written..).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // It need not read all of its configuration.
+                Err(_) => unsent = &[],
+            }
+            if unsent.is_empty() {
+                input = None;
+            }
+        }
+        for capture in &mut output {
+            capture.read()?;
+        }
+        if over || left.is_zero() {
+            let [stdout, stderr] = output;
+            return Ok((stdout.bytes, stderr.bytes, over));
+        }
+    }
+}
+
+/// One output pipe and what came out of it.
+struct Capture {
+    pipe: Option<Box<dyn Pipe>>,
+    bytes: Vec<u8>,
+}
+
+trait Pipe: Read + AsFd {}
+impl<T: Read + AsFd> Pipe for T {}
+
+impl Capture {
+    fn new(pipe: Option<impl Pipe + 'static>) -> io::Result<Capture> {
+        if let Some(pipe) = &pipe {
+            set_nonblocking(pipe.as_fd())?;
+        }
+        Ok(Capture {
+            pipe: pipe.map(|p| Box::new(p) as Box<dyn Pipe>),
+            bytes: Vec::new(),
+        })
+    }
+
+    /// Reads what is there; drops the pipe at its end.
+    fn read(&mut self) -> io::Result<()> {
+        let mut chunk = [0; 8192];
+        while let Some(pipe) = &mut self.pipe {
+            match pipe.read(&mut chunk) {
+                Ok(0) => self.pipe = None,
+                Ok(length) => {
+                    let room = OUTPUT_LIMIT.saturating_sub(self.bytes.len());
+                    self.bytes
+                        .extend_from_slice(chunk.get(..length.min(room)).unwrap_or_default());
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn plugin(folder: &tempfile::TempDir, script: &str) -> PathBuf {
+        let file = folder.path().join("recorder");
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        file
+    }
+
+    fn path_env(folder: &tempfile::TempDir) -> Environment {
+        Environment {
+            path: folder.path().to_str().unwrap().to_owned(),
+            ..Environment::default()
+        }
+    }
+
+    #[test]
+    fn find_when_name_or_path_is_wrong_speaks_gos_words() {
+        let msg = |plugin, path| find(plugin, path).unwrap_err().msg;
+        assert_eq!(msg("", "/x"), "no plugin name provided");
+        assert_eq!(msg("a/b", "/x"), "invalid plugin name: a/b");
+        assert_eq!(msg("a", ""), "no paths provided");
+        assert_eq!(
+            msg("nosuch", "/nonexistent/a:/nonexistent/b"),
+            "failed to find plugin \"nosuch\" in path [/nonexistent/a /nonexistent/b]"
+        );
+        // A folder of that name is not a plugin.
+        assert!(find("bin", "/usr").is_err());
+    }
+
+    #[test]
+    fn run_when_plugin_answers_passes_verb_and_every_byte_of_stdin() {
+        let folder = tempfile::tempdir().unwrap();
+        plugin(&folder, "echo \"$CNI_COMMAND\"; cat");
+        let config = vec![b'x'; 300_000];
+        let output = run("recorder", Verb::Del, &config, &path_env(&folder)).unwrap();
+        assert!(output.starts_with(b"DEL\nxxx"));
+        assert_eq!(output.len(), 4 + config.len());
+    }
+
+    #[test]
+    fn run_when_plugin_fails_gives_its_own_error_object_or_its_stderr() {
+        let folder = tempfile::tempdir().unwrap();
+        let failure = |script: &str| {
+            plugin(&folder, script);
+            run("recorder", Verb::Add, b"{}", &path_env(&folder)).unwrap_err()
+        };
+        assert_eq!(
+            failure(r#"echo '{"code":11,"msg":"later","details":"d"}'; exit 3"#),
+            Failure {
+                code: 11,
+                msg: "later".into(),
+                details: "d".into()
+            }
+        );
+        assert_eq!(
+            failure("echo oops >&2; exit 2").msg,
+            "netplugin failed: \"oops\\n\": exit status 2"
+        );
+        assert_eq!(
+            failure("exit 2").msg,
+            "netplugin failed with no error message: exit status 2"
+        );
+        assert!(
+            failure("echo nope; exit 1")
+                .msg
+                .starts_with("netplugin failed but error parsing its diagnostic message \"nope\\n\": ")
+        );
+        assert_eq!(
+            failure("kill -9 $$").msg,
+            "netplugin failed with no error message: signal: 9"
+        );
+    }
+
+    #[test]
+    fn execute_when_plugin_hangs_kills_it_with_its_children_at_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("child");
+        let file = plugin(
+            &folder,
+            &format!("sleep 300 & echo $! > {}; wait", mark.display()),
+        );
+        let started = Instant::now();
+        let error = execute(&file, Verb::Add, b"{}", Duration::from_millis(500))
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(started.elapsed() < Duration::from_secs(30));
+        let child = std::fs::read_to_string(mark).unwrap();
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        // Whoever inherited the orphan may take a moment to collect it.
+        while !state().is_empty() && !state().contains(") Z ") {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "still there: {}",
+                state()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The delegates' configurations, saved so that a DEL undoes what its ADD did, whatever has changed since.
+//!
+//! `<data dir>/<container id>` is Go's: one file per container, the last attachment wins. Beside it,
+//! `<data dir>/.v2/<container id>/<interface>` has one per attachment and is what counts for us; Go's file is kept for a node that
+//! is rolled back. A container id cannot start with a dot, an interface name cannot hold a colon.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+use crate::files::{self, FileError};
+
+/// Most bytes of a saved configuration that are read.
+const LIMIT: usize = 4 << 20;
+/// In a container's folder: the legacy file was there before our first attachment, so it is of one that Go made.
+const FOREIGN: &str = ":legacy";
+
+/// Saved configurations of one container.
+#[derive(Debug)]
+pub struct State {
+    folder: OwnedFd,
+    path: String,
+    container: String,
+    ifname: String,
+}
+
+/// What is known of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saved {
+    /// Its own configuration.
+    Own(Vec<u8>),
+    /// The container's, saved by Go's plugin: of this attachment, or of another one.
+    Legacy(Vec<u8>),
+    /// Nothing.
+    Missing,
+}
+
+/// A configuration about to be used by an ADD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begun {
+    /// Saved; nothing was known of the attachment before.
+    Fresh,
+    /// Not saved yet: another ADD of the same attachment has left one, which stays until this one has worked.
+    Repeated,
+}
+
+/// Some attachment of the container is flannel's.
+pub fn knows(data_dir: &str, container: &str) -> bool {
+    let there = |path: String| rustix::fs::stat(path).is_ok();
+    there(format!("{data_dir}/{container}")) || there(format!("{data_dir}/.v2/{container}"))
+}
+
+impl State {
+    /// Opens the folder for an ADD, made when it is not there.
+    pub fn create(data_dir: &str, container: &str, ifname: &str) -> Result<State, FileError> {
+        match State::open(data_dir, container, ifname)? {
+            Some(state) => Ok(state),
+            None => {
+                files::make_folders(data_dir, 0o700)?;
+                let folder = files::open_folder(data_dir)?;
+                Ok(State::at(folder, data_dir, container, ifname))
+            }
+        }
+    }
+
+    /// Opens the folder; `None` when it is not there.
+    pub fn open(data_dir: &str, container: &str, ifname: &str) -> Result<Option<State>, FileError> {
+        match files::open_folder(data_dir) {
+            Ok(folder) => Ok(Some(State::at(folder, data_dir, container, ifname))),
+            Err(e) if e.errno == Errno::NOENT => Ok(None),
+            // COMPAT: what is no folder fails as making it would.
+            Err(e) => Err(FileError::new("mkdir", data_dir, e.errno)),
+        }
+    }
+
+    fn at(folder: OwnedFd, path: &str, container: &str, ifname: &str) -> State {
+        State {
+            folder,
+            path: path.to_owned(),
+            container: container.to_owned(),
+            ifname: ifname.to_owned(),
+        }
+    }
+
+    /// Saves a configuration before the delegate runs, unless one is there.
+    pub fn begin(&self, text: &str) -> Result<Begun, FileError> {
+        let own = self.own_folder(true)?;
+        let Some(own) = own else {
+            return Err(self.fail("open", &self.container, Errno::NOENT));
+        };
+        let fresh = files::create_new(&own, &self.ifname, text.as_bytes(), 0o600)
+            .map_err(|e| self.fail("open", &self.container, e))?;
+        if !fresh {
+            return Ok(Begun::Repeated);
+        }
+        let made = files::create_new(&self.folder, &self.container, text.as_bytes(), 0o600)
+            .map_err(|e| self.fail("open", &self.container, e))?;
+        if made {
+            return Ok(Begun::Fresh);
+        }
+        let others = self.others(&own);
+        if others.is_empty() {
+            // Nobody of ours has written the legacy file. An empty or broken one helps nobody, Go's plugin included.
+            match files::read_at(&self.folder, &self.container, LIMIT) {
+                Ok(content) if crate::json::parse(&content).is_ok_and(|v| v.is_object()) => {
+                    let _ = files::create_new(&own, FOREIGN, b"", 0o600);
+                }
+                _ => files::replace(&self.folder, &self.container, text.as_bytes(), 0o600)
+                    .map_err(|e| self.fail("open", &self.container, e))?,
+            }
+        }
+        Ok(Begun::Fresh)
+    }
+
+    /// The ADD has worked.
+    pub fn commit(&self, begun: &Begun, text: &str) -> Result<(), FileError> {
+        if *begun == Begun::Fresh {
+            return Ok(());
+        }
+        let Some(own) = self.own_folder(true)? else {
+            return Ok(());
+        };
+        let before = files::read_at(&own, &self.ifname, LIMIT).unwrap_or_default();
+        let fail = |e| self.fail("open", &self.container, e);
+        if before == text.as_bytes() {
+            return Ok(());
+        }
+        files::replace(&own, &self.ifname, text.as_bytes(), 0o600).map_err(fail)?;
+        if files::read_at(&self.folder, &self.container, LIMIT).is_ok_and(|legacy| legacy == before) {
+            files::replace(&self.folder, &self.container, text.as_bytes(), 0o600).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// What is known of the attachment.
+    pub fn load(&self) -> Result<Saved, FileError> {
+        let own = self.own_folder(false)?;
+        if let Some(own) = &own {
+            match files::read_at(own, &self.ifname, LIMIT) {
+                Ok(bytes) => return Ok(Saved::Own(bytes)),
+                Err(Errno::NOENT) => {}
+                Err(e) => {
+                    return Err(self.fail("open", &format!(".v2/{}/{}", self.container, self.ifname), e));
+                }
+            }
+            // Others of ours are left and the legacy file is a copy of one of them.
+            if !self.others(own).is_empty() && !self.is_foreign(own) {
+                return Ok(Saved::Missing);
+            }
+        }
+        match files::read_at(&self.folder, &self.container, LIMIT) {
+            Ok(bytes) => Ok(Saved::Legacy(bytes)),
+            Err(Errno::NOENT) => Ok(Saved::Missing),
+            Err(e) => Err(self.fail("open", &self.container, e)),
+        }
+    }
+
+    /// Forgets the attachment, whose configuration was `saved`. `keep_legacy`: Go's file still stands for another one.
+    pub fn forget(&self, saved: &Saved, keep_legacy: bool) -> Result<(), FileError> {
+        let fail = |e| self.fail("remove", &self.container, e);
+        match saved {
+            Saved::Own(bytes) => {
+                if let Some(own) = self.own_folder(false)? {
+                    files::remove(&own, &self.ifname).map_err(fail)?;
+                    if self.own_folder_is_gone() {
+                        files::remove(&self.folder, &self.container).map_err(fail)?;
+                    } else {
+                        self.hand_over(&own, bytes)?;
+                    }
+                }
+            }
+            Saved::Legacy(_) if !keep_legacy => {
+                if let Some(own) = self.own_folder(false)? {
+                    files::remove(&own, FOREIGN).map_err(fail)?;
+                    let others = self.others(&own);
+                    match others
+                        .first()
+                        .and_then(|other| files::read_at(&own, other, LIMIT).ok())
+                    {
+                        Some(text) => {
+                            files::replace(&self.folder, &self.container, &text, 0o600).map_err(fail)?
+                        }
+                        None => files::remove(&self.folder, &self.container).map_err(fail)?,
+                    }
+                } else {
+                    files::remove(&self.folder, &self.container).map_err(fail)?;
+                }
+                self.own_folder_is_gone();
+            }
+            Saved::Legacy(_) | Saved::Missing => {
+                self.own_folder_is_gone();
+            }
+        }
+        let _ = rustix::fs::unlinkat(&self.folder, ".v2", AtFlags::REMOVEDIR);
+        Ok(())
+    }
+
+    /// An attachment of ours is gone and others remain, or only the mark that the legacy file is Go's.
+    fn hand_over(&self, own: &OwnedFd, gone: &[u8]) -> Result<(), FileError> {
+        let fail = |e| self.fail("open", &self.container, e);
+        let foreign = self.is_foreign(own);
+        let others = self.others(own);
+        let Some(other) = others.first() else {
+            if foreign {
+                files::remove(own, FOREIGN).map_err(fail)?;
+            }
+            self.own_folder_is_gone();
+            return Ok(());
+        };
+        if foreign {
+            return Ok(());
+        }
+        let text = files::read_at(own, other, LIMIT).map_err(fail)?;
+        let legacy = files::read_at(&self.folder, &self.container, LIMIT);
+        if text != gone && legacy.is_ok_and(|legacy| legacy == gone) {
+            files::replace(&self.folder, &self.container, &text, 0o600).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the container's folder if nothing is in it; true when it is gone.
+    fn own_folder_is_gone(&self) -> bool {
+        let path = format!(".v2/{}", self.container);
+        matches!(
+            rustix::fs::unlinkat(&self.folder, path, AtFlags::REMOVEDIR),
+            Ok(()) | Err(Errno::NOENT)
+        )
+    }
+
+    fn own_folder(&self, create: bool) -> Result<Option<OwnedFd>, FileError> {
+        use rustix::fs::OFlags;
+        let path = format!(".v2/{}", self.container);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // A DEL of the container's last attachment may remove a folder between the two steps.
+        for _ in 0..8 {
+            match rustix::fs::openat(&self.folder, &path, flags, Mode::empty()) {
+                Ok(folder) => return Ok(Some(folder)),
+                Err(Errno::NOENT) if !create => return Ok(None),
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(self.fail("open", &path, e)),
+            }
+            for made in [".v2", &path] {
+                match rustix::fs::mkdirat(&self.folder, made, Mode::from_raw_mode(0o700)) {
+                    Ok(()) | Err(Errno::EXIST | Errno::NOENT) => {}
+                    Err(e) => return Err(self.fail("mkdir", made, e)),
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Other attachments of ours.
+    fn others(&self, own: &OwnedFd) -> Vec<String> {
+        let mut names = files::names(own).unwrap_or_default();
+        names.retain(|name| *name != self.ifname && !name.contains(':') && !name.starts_with(".tmp-"));
+        names.sort_unstable();
+        names
+    }
+
+    fn is_foreign(&self, own: &OwnedFd) -> bool {
+        rustix::fs::statat(own, FOREIGN, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    fn fail(&self, operation: &'static str, name: &str, errno: Errno) -> FileError {
+        FileError::new(operation, format!("{}/{name}", self.path), errno)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! The IPAM plugin `host-local`: addresses out of ranges, reserved in files.
+
+pub mod config;
+pub mod owners;
+pub mod ranges;
+pub mod resolv;
+pub mod store;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::call::Call;
+use crate::failure::{Code, Failure};
+use crate::files;
+use crate::host_local::config::Config;
+use crate::host_local::ranges::{Range, RangeSet};
+use crate::host_local::store::{Owner, Store};
+use crate::result::{AddResult, IpConfig};
+
+/// Holders that an error about an exhausted pool names.
+const HOLDERS_NAMED: usize = 5;
+
+/// ADD: reserves one address of each range set.
+pub fn add(call: &Call) -> Result<AddResult, Failure> {
+    let config = Config::load(call)?;
+    allocate(&config, &owner_of(call), None)
+}
+
+/// DEL: releases what the attachment holds; nothing is fine.
+pub fn del(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    release(&config.data_dir, &config.network, &owner_of(call), &[]).map(drop)
+}
+
+/// CHECK: the attachment holds an address.
+pub fn check(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    let held = match Store::open(&config.data_dir, &config.network)? {
+        Some(mut store) => store.held_by(&owner_of(call))?,
+        None => Vec::new(),
+    };
+    if held.is_empty() {
+        let id = &call.env.container_id;
+        return Err(Failure::internal(format!(
+            "host-local: Failed to find address added by container {id}"
+        )));
+    }
+    Ok(())
+}
+
+/// STATUS: at least one address of each set is free.
+pub fn status(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    let Some(mut store) = Store::open(&config.data_dir, &config.network)? else {
+        return Ok(());
+    };
+    let mut all: Option<BTreeMap<Owner, Vec<IpAddr>>> = None;
+    for (i, set) in config.sets.iter().enumerate() {
+        // The address behind the last one is free almost always, and one look tells.
+        let last = store.last_reserved(i);
+        if set.candidates(last).take(8).any(|(ip, _)| !store.is_reserved(ip)) {
+            continue;
+        }
+        if all.is_none() {
+            all = Some(store.all()?);
+        }
+        let all = all.iter().flatten();
+        let held: std::collections::HashSet<IpAddr> = all.flat_map(|(_, ips)| ips.iter().copied()).collect();
+        if set.candidates(last).all(|(ip, _)| held.contains(&ip)) {
+            let msg = format!("no IP addresses available in range set: {set}");
+            return Err(Failure::new(Code::NotAvailable, msg));
+        }
+    }
+    Ok(())
+}
+
+/// GC: releases what no listed attachment holds. Without a list nothing is known to be garbage.
+pub fn gc(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    let Some(valid) = crate::gc::valid_attachments(call)? else {
+        return Ok(());
+    };
+    let Some(mut store) = Store::open(&config.data_dir, &config.network)? else {
+        return Ok(());
+    };
+    for (owner, _) in store.all()? {
+        // A file that names no interface is kept as long as any interface of its container is.
+        let keep = |v: &Owner| {
+            v.container == owner.container && (owner.ifname.is_empty() || v.ifname == owner.ifname)
+        };
+        if !valid.iter().any(keep) {
+            store.release(&owner, &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// The attachment a call is about.
+pub fn owner_of(call: &Call) -> Owner {
+    Owner::new(&call.env.container_id, &call.env.ifname)
+}
+
+/// Reserves one address of each set, all or none, under one hold of the lock.
+///
+/// `flannel` is the folder of flannel's saved configurations when flannel asks: its networks share one subnet under several
+/// names, so an address that a sibling network of flannel's holds is not taken (Go hands it out twice).
+pub fn allocate(config: &Config, owner: &Owner, flannel: Option<&str>) -> Result<AddResult, Failure> {
+    let dns = match config.resolv_conf.as_str() {
+        "" => Default::default(),
+        path => resolv::load(path)?,
+    };
+    let siblings = match flannel {
+        Some(state) => Some(Siblings::lock(&config.data_dir, &config.network, state)?),
+        None => None,
+    };
+    let mut store = Store::create(&config.data_dir, &config.network)?;
+    let before = store.held_by(owner)?;
+    let mut unused = config.requested.clone();
+    let mut taken: Vec<(IpAddr, &Range)> = Vec::with_capacity(config.sets.len());
+    let failed = |store: &mut Store, taken: &[(IpAddr, &Range)], failure: Failure| {
+        let ips: Vec<IpAddr> = taken.iter().map(|(ip, _)| *ip).collect();
+        let _ = store.remove(&ips);
+        store.index(owner, &before);
+        Err(failure)
+    };
+    for (i, set) in config.sets.iter().enumerate() {
+        let asked = unused
+            .iter()
+            .position(|ip| set.range_for(*ip).is_some())
+            .map(|at| unused.remove(at));
+        let elsewhere = |ip| siblings.as_ref().is_some_and(|s| s.hold(ip));
+        match take(&mut store, owner, i, set, asked, &before, elsewhere) {
+            Ok(found) => taken.push(found),
+            Err(mut failure) => {
+                failure.msg = format!("failed to allocate for range {i}: {}", failure.msg);
+                return failed(&mut store, &taken, failure);
+            }
+        }
+    }
+    if !unused.is_empty() {
+        let list: String = unused.iter().map(|ip| format!(" {ip}")).collect();
+        let failure = Failure::internal(format!("failed to allocate all requested IPs:{list}"));
+        return failed(&mut store, &taken, failure);
+    }
+    let held: Vec<IpAddr> = before
+        .iter()
+        .copied()
+        .chain(taken.iter().map(|(ip, _)| *ip))
+        .collect();
+    store.index(owner, &held);
+    let ips = taken.iter().map(|(ip, range)| IpConfig {
+        interface: None,
+        address: IpNet::new(*ip, range.subnet.prefix_len()).unwrap_or_else(|_| IpNet::from(*ip)),
+        gateway: Some(range.gateway),
+    });
+    Ok(AddResult {
+        ips: ips.collect(),
+        routes: config.routes.clone(),
+        dns,
+        ..AddResult::default()
+    })
+}
+
+fn take<'a>(
+    store: &mut Store,
+    owner: &Owner,
+    index: usize,
+    set: &'a RangeSet,
+    asked: Option<IpAddr>,
+    before: &[IpAddr],
+    elsewhere: impl FnMut(IpAddr) -> bool,
+) -> Result<(IpAddr, &'a Range), Failure> {
+    let found = match asked {
+        Some(ip) => {
+            let Some(range) = set.range_for(ip) else {
+                return Err(Failure::internal(format!("{ip} not in range set {set}")));
+            };
+            if ip == range.gateway {
+                return Err(Failure::internal(format!(
+                    "requested ip {ip} is subnet's gateway"
+                )));
+            }
+            let found = store.reserve(owner, std::iter::once((ip, range)), elsewhere)?;
+            found.ok_or_else(|| {
+                Failure::internal(format!(
+                    "requested IP address {ip} is not available in range set {set}"
+                ))
+            })?
+        }
+        None => {
+            if let Some(ip) = before.iter().find(|ip| set.range_for(**ip).is_some()) {
+                return Err(Failure::internal(format!(
+                    "{ip} has been allocated to {}, duplicate allocation is not allowed",
+                    owner.container
+                )));
+            }
+            let last = store.last_reserved(index);
+            match store.reserve(owner, set.candidates(last), elsewhere)? {
+                Some(found) => found,
+                None => return Err(exhausted(store, set)),
+            }
+        }
+    };
+    store.set_last_reserved(index, found.0)?;
+    Ok(found)
+}
+
+/// The error of a pool without a free address; its details say who holds it.
+fn exhausted(store: &mut Store, set: &RangeSet) -> Failure {
+    let failure = Failure::internal(format!("no IP addresses available in range set: {set}"));
+    let Ok(all) = store.all() else { return failure };
+    let held = all
+        .iter()
+        .flat_map(|(owner, ips)| ips.iter().map(move |ip| (*ip, owner)));
+    let mut held: Vec<_> = held.filter(|(ip, _)| set.range_for(*ip).is_some()).collect();
+    held.sort_unstable_by_key(|(ip, _)| *ip);
+    let names: Vec<String> = held
+        .iter()
+        .take(HOLDERS_NAMED)
+        .map(|(ip, owner)| {
+            format!("{ip} by {} {}", owner.container, owner.ifname)
+                .trim_end()
+                .to_owned()
+        })
+        .collect();
+    let more = held.len().saturating_sub(names.len());
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    failure.with_details(format!(
+        "{} held in {}: {}{rest}",
+        held.len(),
+        store.path(),
+        names.join(", ")
+    ))
+}
+
+/// Releases what an attachment holds in a network; returns how many addresses that were.
+pub fn release(data_dir: &str, network: &str, owner: &Owner, hints: &[IpAddr]) -> Result<usize, Failure> {
+    match Store::open(data_dir, network)? {
+        Some(mut store) => Ok(store.release(owner, hints)?),
+        None => Ok(0),
+    }
+}
+
+/// The other networks beside one, locked against other allocations for flannel.
+struct Siblings {
+    data_dir: String,
+    names: Vec<String>,
+    flannel: String,
+    _lock: std::os::fd::OwnedFd,
+}
+
+impl Siblings {
+    fn lock(data_dir: &str, own: &str, flannel: &str) -> Result<Siblings, Failure> {
+        let folder = match files::open_folder(data_dir) {
+            Err(e) if e.is_absent() => {
+                files::make_folders(data_dir, 0o755)?;
+                files::open_folder(data_dir)
+            }
+            other => other,
+        }?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive))
+            .map_err(|e| files::FileError::new("flock", data_dir, e))?;
+        let names = files::folders(&folder).map_err(|e| files::FileError::new("read", data_dir, e))?;
+        let names = names
+            .into_iter()
+            .filter(|name| name != own && !name.starts_with('.'))
+            .collect();
+        Ok(Siblings {
+            data_dir: data_dir.to_owned(),
+            names,
+            flannel: flannel.to_owned(),
+            _lock: folder,
+        })
+    }
+
+    /// A container of flannel's holds the address in another network.
+    fn hold(&self, ip: IpAddr) -> bool {
+        self.names.iter().any(|name| {
+            let content = files::read(&format!("{}/{name}/{ip}", self.data_dir), 4096);
+            let owner = content.ok().and_then(|content| Owner::parse(&content));
+            owner.is_some_and(|owner| crate::flannel::state::knows(&self.flannel, &owner.container))
+        })
+    }
+}

@@ -1,0 +1,18 @@
+//! The CNI plugins of flannel, in one executable that is what it is called as.
+//!
+//! `flannel` reads what flanneld wrote, makes a configuration for a delegate of it and runs that: `bridge` and `host-local` in this
+//! very process where they can do what is asked, any other plugin as Go's flannel does. State on disk and in the kernel is that of
+//! Go's plugins, so that either can undo what the other did.
+
+pub mod args;
+pub mod call;
+pub mod delegate;
+pub mod failure;
+pub mod files;
+pub mod flannel;
+pub mod gc;
+pub mod host_local;
+pub mod json;
+pub mod ordered;
+pub mod result;
+pub mod version;
