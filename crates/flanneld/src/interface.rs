@@ -1,15 +1,63 @@
-//! Which interface carries the traffic between hosts.
-/// What the user said about it.
+//! Which interface carries the traffic between hosts, and by which addresses the others reach this one.
+//!
+//! The choice ([`select`]) is a pure function of what the user wished and what there is; [`inventory`] asks the kernel what
+//! there is. It is made anew when the underlay changes, and the same input always gives the same answer: no order that the
+//! kernel does not promise decides.
+
+pub mod address;
+pub mod inventory;
+pub mod pattern;
+mod select;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use fabric::node::Underlay;
+
+pub use inventory::{DefaultRoute, Inventory, LinkInfo};
+pub use select::{SelectError, select};
+
+/// What the user said about interface and addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// `--iface`, in order.
+    /// `--iface`, in order: names, addresses, or empty for the default route's.
     pub iface: Vec<String>,
     /// `--iface-regex`, in order.
     pub iface_regex: Vec<String>,
     /// `--iface-can-reach`.
-    pub can_reach: Option<std::net::IpAddr>,
+    pub can_reach: Option<IpAddr>,
     /// `--public-ip`.
-    pub public_ip: Option<std::net::Ipv4Addr>,
+    pub public_ip: Option<Ipv4Addr>,
     /// `--public-ipv6`.
-    pub public_ipv6: Option<std::net::Ipv6Addr>,
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+/// The families the network uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+/// Where the kernel would send a packet to some address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Index of the outgoing link.
+    pub link: u32,
+    /// The source address it would have.
+    pub source: Option<IpAddr>,
+}
+
+/// The interface, and the addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// Link, MTU, the addresses on it, and those the other hosts are told. Of a family that is not in use there are none.
+    pub underlay: Underlay,
+    /// Index of the link.
+    pub index: u32,
+    /// What decided, in the user's words, such as `--iface=eth0` or `the default route`.
+    pub by: String,
+    /// What is odd about the choice, one line each.
+    pub warnings: Vec<String>,
 }

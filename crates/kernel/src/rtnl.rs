@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod forwarding;
+pub mod inventory;
 pub mod link;
 pub mod neighbour;
 pub mod nexthop;
@@ -14,6 +15,7 @@ use crate::nl::{Message, NetlinkError, Protocol, Reply, Socket};
 
 pub use address::ObservedAddress;
 pub use forwarding::ObservedForwarding;
+pub use inventory::{DefaultRoute, RawInventory, Reach};
 pub use link::{LinkChange, ObservedLink, ObservedVxlan};
 pub use neighbour::ObservedNeighbour;
 pub use nexthop::ObservedNexthop;
