@@ -21,6 +21,7 @@ pub mod node;
 pub mod pod;
 pub mod process;
 pub mod reach;
+pub mod rig;
 pub mod speed;
 pub mod store;
 pub mod topology;
