@@ -4,10 +4,12 @@
 //! allowed in this crate alone, each block with the reason why it holds.
 
 pub mod host;
+pub mod inotify;
 mod live;
 mod mirror;
 pub mod netns;
 pub mod nl;
+pub mod poll;
 pub mod rtnl;
 pub mod sysctl;
 
