@@ -1,0 +1,263 @@
+//! Keeping a lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::rig::{Node, PATIENCE, Server, Watching, network, value_of, wait_until};
+use registry::etcd3::Options;
+use registry::{Etcd3, Held, Holding, Registry, Taken};
+use tokio::sync::mpsc;
+
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+
+/// A node that holds a lease, keeps it and watches.
+struct Holder {
+    etcd: Arc<Etcd3>,
+    held: Held,
+    key: String,
+    reports: mpsc::UnboundedReceiver<Holding>,
+    keeping: tokio::task::JoinHandle<Taken>,
+    _watching: Watching,
+}
+
+impl Holder {
+    async fn start(server: &Server, ttl: Duration, margin: Duration) -> Holder {
+        let etcd = Arc::new(
+            Etcd3::new(&Options {
+                lease_ttl: ttl,
+                ..server.options()
+            })
+            .unwrap(),
+        );
+        let config = network(CONFIG);
+        let node = Node::new("192.0.2.1");
+        let held = etcd.acquire(&node.wanted(&config)).await.unwrap();
+        let watching = Watching::start(&etcd);
+        wait_until("the watch", || etcd.states().borrow().watching).await;
+        let (sender, reports) = mpsc::unbounded_channel();
+        let keeping = tokio::spawn({
+            let (etcd, held) = (Arc::clone(&etcd), held.clone());
+            async move {
+                let report = move |holding| {
+                    let _ = sender.send(holding);
+                };
+                etcd.keep(&node.wanted(&config), held, margin, &report).await
+            }
+        });
+        let key = format!("/n/subnets/{}", held.lease.subnet);
+        Holder {
+            etcd,
+            held,
+            key,
+            reports,
+            keeping,
+            _watching: watching,
+        }
+    }
+
+    async fn report(&mut self) -> Holding {
+        tokio::time::timeout(PATIENCE, self.reports.recv())
+            .await
+            .expect("a report")
+            .expect("keeping goes on")
+    }
+
+    async fn taken(self) -> Taken {
+        tokio::time::timeout(PATIENCE, self.keeping)
+            .await
+            .expect("the end of keeping")
+            .unwrap()
+    }
+}
+
+const DAY: Duration = Options::LEASE_TTL;
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn a_renewal_keeps_etcd_lease_and_value_and_the_entry_outlives_its_time() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, Duration::from_secs(6), Duration::from_secs(4)).await;
+    let (id, value) = (server.field(&holder.key, "lease"), server.value(&holder.key));
+    let first = holder.held.expires.unwrap();
+    let mut last = first;
+    while last < first + Duration::from_secs(6) {
+        let Holding::Renewed {
+            expires: Some(expires),
+        } = holder.report().await
+        else {
+            panic!("expected a renewal");
+        };
+        assert!(expires > last);
+        last = expires;
+    }
+    assert_eq!(server.field(&holder.key, "lease"), id);
+    assert_eq!(server.value(&holder.key), value);
+    assert_eq!(
+        server.field(&holder.key, "create_revision"),
+        holder.held.lease.created
+    );
+    assert!(
+        server.field(&holder.key, "version") > 1,
+        "the value is put again, for nodes that lost an event"
+    );
+}
+
+#[tokio::test]
+async fn a_deleted_entry_is_reported_and_put_back_for_the_same_subnet() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    server.ctl(&["del", &holder.key]);
+    assert_eq!(holder.report().await, Holding::Lost);
+    let Holding::Regained { created, expires } = holder.report().await else {
+        panic!("expected the entry to be back");
+    };
+    assert_eq!(server.field(&holder.key, "create_revision"), created);
+    assert!(created > holder.held.lease.created && expires.is_some());
+    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
+    assert_ne!(server.field(&holder.key, "lease"), 0);
+}
+
+#[tokio::test]
+async fn an_entry_whose_etcd_lease_was_revoked_comes_back_on_a_new_one() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    let id = server.field(&holder.key, "lease");
+    server.ctl(&["lease", "revoke", &format!("{id:x}")]);
+    assert_eq!(holder.report().await, Holding::Lost);
+    assert!(matches!(holder.report().await, Holding::Regained { .. }));
+    assert_ne!(server.field(&holder.key, "lease"), id);
+}
+
+#[tokio::test]
+async fn a_subnet_taken_by_another_node_ends_the_keeping_and_is_not_fought_for() {
+    let server = Server::start();
+    let holder = Holder::start(&server, DAY, HOUR).await;
+    let (key, subnet) = (holder.key.clone(), holder.held.lease.subnet);
+    server.put(&key, &value_of("192.0.2.2"));
+    let taken = holder.taken().await;
+    assert_eq!((taken.subnet, taken.by.as_str()), (subnet, "192.0.2.2"));
+    assert!(taken.to_string().contains("192.0.2.2"), "{taken}");
+    assert_eq!(server.value(&key), value_of("192.0.2.2"));
+}
+
+#[tokio::test]
+async fn an_entry_deleted_and_at_once_taken_by_another_node_ends_the_keeping() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    // Both in one revision: the put is the newest sighting.
+    let (key, other) = (holder.key.clone(), value_of("192.0.2.2"));
+    // A twin in dual stack that came first overlaps the entry we would put back.
+    server.ctl(&["del", &key]);
+    assert_eq!(holder.report().await, Holding::Lost);
+    server.put(&key, &other);
+    assert_eq!(holder.taken().await.by, "192.0.2.2");
+    assert_eq!(server.value(&key), other);
+}
+
+#[tokio::test]
+async fn a_lost_entry_is_not_put_back_over_an_older_one_that_overlaps() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    let key = holder.key.clone();
+    let twin = format!("{key}&fd00::-64");
+    // The twin comes while we hold the subnet: ours is older, so nothing happens until ours is gone.
+    server.put(&twin, &value_of("192.0.2.2"));
+    server.ctl(&["del", &key]);
+    assert_eq!(holder.report().await, Holding::Lost);
+    let taken = holder.taken().await;
+    assert_eq!(
+        (taken.by.as_str(), taken.other.subnet.to_string()),
+        ("192.0.2.2", twin.replace("/n/subnets/", ""))
+    );
+    assert_eq!(server.keys("/n/subnets/"), [twin]);
+}
+
+#[tokio::test]
+async fn a_foreign_put_of_the_same_value_is_harmless_and_its_etcd_lease_is_adopted() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    let value = value_of("192.0.2.1");
+    // As Go flannel renews: a new etcd lease, the same value.
+    let granted = server.ctl(&["lease", "grant", "7200"]);
+    let id = granted.split_whitespace().nth(1).unwrap().to_owned();
+    server.ctl(&["put", "--lease", &id, &holder.key, &value]);
+    let Holding::Renewed {
+        expires: Some(expires),
+    } = holder.report().await
+    else {
+        panic!("expected the other etcd lease to be adopted");
+    };
+    assert!(expires < tokio::time::Instant::now() + Duration::from_secs(7300));
+    assert_eq!(format!("{:x}", server.field(&holder.key, "lease")), id);
+    // As an operator makes a reservation: no etcd lease.
+    server.put(&holder.key, &value);
+    assert_eq!(holder.report().await, Holding::Renewed { expires: None });
+    assert_eq!(server.field(&holder.key, "lease"), 0);
+    assert_eq!(server.value(&holder.key), value);
+    assert!(!holder.keeping.is_finished());
+}
+
+#[tokio::test]
+async fn an_entry_written_over_for_nobody_is_put_right_on_the_etcd_lease_it_has() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    let id = server.field(&holder.key, "lease");
+    server.ctl(&["put", "--lease", &format!("{id:x}"), &holder.key, "junk"]);
+    assert_eq!(holder.report().await, Holding::Repaired);
+    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
+    assert_eq!(server.field(&holder.key, "lease"), id);
+    // Without etcd lease and with our address alone: a reservation, given its attributes.
+    server.put(&holder.key, r#"{"PublicIP":"192.0.2.1"}"#);
+    assert_eq!(holder.report().await, Holding::Repaired);
+    assert_eq!(holder.report().await, Holding::Renewed { expires: None });
+    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
+    assert_eq!(server.field(&holder.key, "lease"), 0);
+}
+
+#[tokio::test]
+async fn an_outage_is_reported_and_the_lease_is_good_when_it_ends() {
+    let mut server = Server::start();
+    let mut holder = Holder::start(&server, Duration::from_secs(20), Duration::from_secs(18)).await;
+    server.kill();
+    loop {
+        match holder.report().await {
+            Holding::Failing { error, retry_in, .. } => {
+                assert!(error.contains(&server.endpoint()), "{error}");
+                assert!(retry_in <= Duration::from_secs(60));
+                break;
+            }
+            Holding::Renewed { .. } => {}
+            other => panic!("expected a failure, got {other:?}"),
+        }
+    }
+    server.start_again();
+    loop {
+        match holder.report().await {
+            Holding::Renewed { expires: Some(_) } => break,
+            Holding::Failing { .. } => {}
+            other => panic!("expected a renewal, got {other:?}"),
+        }
+    }
+    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
+}
+
+#[tokio::test]
+async fn events_of_peers_cost_the_keeping_no_request() {
+    let server = Server::start();
+    let holder = Holder::start(&server, DAY, HOUR).await;
+    let etcd = &holder.etcd;
+    let mut before = 0;
+    // The first look at the own entry may still be under way.
+    wait_until("rest", || {
+        std::mem::replace(&mut before, etcd.requests()) == etcd.requests()
+    })
+    .await;
+    for n in 0..20 {
+        server.put(&format!("/n/subnets/10.6.{n}.0-24"), &value_of("192.0.2.2"));
+    }
+    wait_until("the events", || {
+        etcd.states().borrow().revision >= server.revision()
+    })
+    .await;
+    assert_eq!(etcd.requests(), before);
+}

@@ -1,0 +1,195 @@
+//! Config, list and watch.
+
+use std::time::Duration;
+
+use crate::rig::{Server, Watching, attributes_of, subnet, value_of, wait_until};
+use fabric::lease::Update;
+use registry::{Registry, RegistryError};
+
+fn keys(range: std::ops::Range<u32>) -> Vec<(String, String)> {
+    let entry = |n: u32| {
+        let key = format!("/n/subnets/10.{}.{}.0-24", n / 256, n % 256);
+        (key, value_of(&format!("192.0.{}.{}", n / 256, n % 256)))
+    };
+    range.map(entry).collect()
+}
+
+#[tokio::test]
+async fn network_config_is_not_found_until_it_is_there_and_then_comes_raw() {
+    let server = Server::start();
+    let etcd = server.client();
+    let error = etcd.network_config().await.unwrap_err();
+    assert!(
+        matches!(&error, RegistryError::NotFound { key, .. } if key == "/n/config"),
+        "{error}"
+    );
+    let raw = "{ \"Network\": \"10.5.0.0/16\" , \"x\" :1}";
+    server.put("/n/config", raw);
+    assert_eq!(etcd.network_config().await.unwrap(), raw.as_bytes());
+}
+
+#[tokio::test]
+async fn twelve_thousand_leases_are_listed_page_by_page_at_one_revision() {
+    let server = Server::start();
+    for chunk in keys(0..12_000).chunks(128) {
+        server.put_all(chunk);
+    }
+    let etcd = server.client();
+    let watching = Watching::start(&etcd);
+    let snapshot = watching.snapshot().await;
+    assert_eq!(snapshot.leases.len(), 12_000);
+    assert_eq!(snapshot.revision, server.revision());
+    assert!(snapshot.rejected.is_empty());
+    let last = &snapshot.leases[&subnet("10.46.223.0-24")];
+    assert_eq!(last.attributes, attributes_of("192.0.46.223"));
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+    // 24 full pages and the watch; the limit of a page is part of what is promised.
+    assert_eq!(etcd.requests(), 24 + 1);
+}
+
+#[tokio::test]
+async fn a_hundred_leases_in_one_transaction_arrive_as_one_delta_and_cost_no_request() {
+    let server = Server::start();
+    let etcd = server.client();
+    let watching = Watching::start(&etcd);
+    assert!(watching.snapshot().await.leases.is_empty());
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+    let before = etcd.requests();
+    server.put_all(&keys(0..100));
+    let delta = watching.delta().await;
+    assert_eq!(delta.changes.len(), 100);
+    assert_eq!(delta.revision, server.revision());
+    server.ctl(&["del", "/n/subnets/10.0.7.0-24"]);
+    let delta = watching.delta().await;
+    assert_eq!(delta.changes, [(subnet("10.0.7.0-24"), None)]);
+    assert_eq!(etcd.states().borrow().revision, delta.revision);
+    assert_eq!(etcd.requests(), before);
+}
+
+#[tokio::test]
+async fn entries_that_are_no_leases_are_rejected_and_take_no_lease_away() {
+    let server = Server::start();
+    server.put_all(&keys(0..3));
+    server.put("/n/subnets/junk", &value_of("192.0.2.1"));
+    server.put("/n/subnets/10.9.9.0-24", "not JSON");
+    server.put("/n/subnets/a/10.9.8.0-24", &value_of("192.0.2.2"));
+    server.put("/n/subnets-backup/10.9.7.0-24", &value_of("192.0.2.3"));
+    server.put("/n/subnets", "x");
+    let etcd = server.client();
+    let watching = Watching::start(&etcd);
+    let snapshot = watching.snapshot().await;
+    assert_eq!(snapshot.leases.len(), 3);
+    let rejected: Vec<&str> = snapshot.rejected.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(rejected, ["10.9.9.0-24", "a/10.9.8.0-24", "junk"]);
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+
+    // A good entry made unreadable: reported, not removed.
+    server.put("/n/subnets/10.0.1.0-24", "{\"PublicIP\":null}");
+    let delta = watching.delta().await;
+    assert!(delta.changes.is_empty(), "{delta:?}");
+    assert_eq!(delta.rejected[0].key, "10.0.1.0-24");
+    // What is below other parents is nobody's news.
+    server.put("/n/subnets-backup/10.9.6.0-24", &value_of("192.0.2.4"));
+    server.ctl(&["del", "/n/subnets/junk"]);
+    server.put("/n/subnets/10.0.2.0-24", &value_of("192.0.2.77"));
+    let delta = watching.delta().await;
+    assert_eq!(delta.changes.len(), 1);
+    let lease = delta.changes[0].1.as_ref().unwrap();
+    assert_eq!(lease.attributes, attributes_of("192.0.2.77"));
+    assert!(watching.is_quiet());
+}
+
+#[tokio::test]
+async fn a_watch_whose_revision_is_compacted_away_becomes_a_snapshot() {
+    use crate::rig::{Node, network};
+    let server = Server::start();
+    let etcd = server.client();
+    let config = network(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let node = Node::new("192.0.2.1");
+    // The watch goes on from the listing of the acquisition: what follows it is compacted away.
+    let held = etcd.acquire(&node.wanted(&config)).await.unwrap();
+    server.put_all(&keys(0..5));
+    server.ctl(&["del", "/n/subnets/10.0.0.0-24"]);
+    server.put("/n/other", "x");
+    server.ctl(&["compact", &server.revision().to_string()]);
+    let watching = Watching::start(&etcd);
+    assert!(watching.snapshot().await.leases.is_empty());
+    let snapshot = watching.snapshot().await;
+    assert_eq!(snapshot.leases.len(), 5);
+    assert!(snapshot.leases.contains_key(&held.lease.subnet));
+    assert_eq!(snapshot.revision, server.revision());
+    server.put_all(&keys(9..10));
+    assert_eq!(watching.delta().await.changes.len(), 1);
+}
+
+#[tokio::test]
+async fn after_acquiring_the_watch_goes_on_from_the_same_listing_and_sees_the_own_lease_come() {
+    use crate::rig::{Node, network};
+    let server = Server::start();
+    server.put_all(&keys(0..2));
+    let etcd = server.client();
+    let config = network(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let node = Node::new("198.51.100.1");
+    let held = etcd.acquire(&node.wanted(&config)).await.unwrap();
+    let before = etcd.requests();
+    let watching = Watching::start(&etcd);
+    assert_eq!(watching.snapshot().await.leases.len(), 2);
+    let delta = watching.delta().await;
+    assert_eq!(delta.changes, [(held.lease.subnet, Some(held.lease.clone()))]);
+    assert_eq!(etcd.requests(), before + 1, "the watch alone");
+}
+
+#[tokio::test]
+async fn an_etcd_killed_and_started_again_gives_a_snapshot_and_a_watch_that_goes_on() {
+    let mut server = Server::start();
+    server.put_all(&keys(0..4));
+    let etcd = server.client();
+    let mut states = etcd.states();
+    let watching = Watching::start(&etcd);
+    assert_eq!(watching.snapshot().await.leases.len(), 4);
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+    server.kill();
+    wait_until("the loss", || states.borrow_and_update().endpoint.is_none()).await;
+    assert!(!states.borrow().watching);
+    let failure = states.borrow().last_failure.clone().unwrap();
+    assert!(failure.error.contains(&server.endpoint()), "{failure:?}");
+    server.start_again();
+    server.put_all(&keys(4..5));
+    assert_eq!(watching.snapshot().await.leases.len(), 5);
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+    assert_eq!(
+        states.borrow_and_update().endpoint.as_deref(),
+        Some(server.endpoint().as_str())
+    );
+    server.put_all(&keys(5..6));
+    assert_eq!(watching.delta().await.changes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_member_that_hangs_is_noticed_by_the_idle_watch() {
+    let server = Server::start();
+    let etcd = server.client();
+    let watching = Watching::start(&etcd);
+    watching.snapshot().await;
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+    server.signal("-STOP");
+    wait_until("the watch to be given up", || !etcd.states().borrow().watching).await;
+    server.signal("-CONT");
+    let Update::Snapshot(snapshot) = watching.next().await else {
+        panic!("expected a snapshot");
+    };
+    assert!(snapshot.leases.is_empty());
+}
+
+#[tokio::test]
+async fn a_dropped_watch_asks_for_nothing_more() {
+    let mut server = Server::start();
+    let etcd = server.client();
+    let watching = Watching::start(&etcd);
+    watching.snapshot().await;
+    drop(watching);
+    server.kill();
+    let before = etcd.requests();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(etcd.requests(), before);
+}

@@ -1,0 +1,333 @@
+//! Endpoints, TLS, users.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::rig::{Server, ServerTls, Watching, free_port, wait_until, with_tls};
+use registry::etcd3::{Options, TlsFiles};
+use registry::{Etcd3, Registry, RegistryError};
+use tempfile::TempDir;
+
+/// An authority and certificates from it, made by openssl.
+struct Authority {
+    dir: TempDir,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let authority = Authority {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let (key, cert) = authority.pair("ca");
+        openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test authority",
+            "-keyout",
+            &text(&key),
+            "-out",
+            &text(&cert),
+        ]);
+        authority
+    }
+
+    fn pair(&self, name: &str) -> (PathBuf, PathBuf) {
+        let path = |end: &str| self.dir.path().join(format!("{name}.{end}"));
+        (path("key"), path("pem"))
+    }
+
+    fn cafile(&self) -> PathBuf {
+        self.pair("ca").1
+    }
+
+    /// Key and certificate for 127.0.0.1 and localhost.
+    fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
+        let ((key, cert), (ca_key, ca)) = (self.pair(name), self.pair("ca"));
+        let request = self.dir.path().join(format!("{name}.csr"));
+        let extensions = self.dir.path().join(format!("{name}.ext"));
+        std::fs::write(&extensions, "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
+        let subject = format!("/CN={name}");
+        openssl(&[
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-subj",
+            &subject,
+            "-keyout",
+            &text(&key),
+            "-out",
+            &text(&request),
+        ]);
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &text(&request),
+            "-CA",
+            &text(&ca),
+            "-CAkey",
+            &text(&ca_key),
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            &text(&extensions),
+            "-out",
+            &text(&cert),
+        ]);
+        (key, cert)
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn openssl(args: &[&str]) {
+    let output = Command::new("openssl").args(args).output().unwrap();
+    assert!(
+        output.status.success(),
+        "openssl: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Whether the config, which is not there, can be asked for.
+async fn answer(options: &Options) -> Result<(), String> {
+    match Etcd3::new(options).unwrap().network_config().await {
+        Err(RegistryError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
+        Ok(_) => panic!("there is no config"),
+    }
+}
+
+#[tokio::test]
+async fn an_authority_alone_is_enough_for_tls() {
+    let authority = Authority::new();
+    let (keyfile, certfile) = authority.issue("server");
+    let tls = ServerTls {
+        certfile,
+        keyfile,
+        trusted: None,
+    };
+    let server = Server::start_with(Some(tls), &[]);
+    assert_eq!(
+        answer(&with_tls(&server, &authority.cafile(), None)).await,
+        Ok(())
+    );
+
+    let strange = Authority::new();
+    let error = answer(&with_tls(&server, &strange.cafile(), None))
+        .await
+        .unwrap_err();
+    assert!(error.contains("TLS") && error.contains("certificate"), "{error}");
+    let error = answer(&with_tls(&server, Path::new("/no/such/ca.pem"), None))
+        .await
+        .unwrap_err();
+    assert!(error.contains("etcd-cafile /no/such/ca.pem"), "{error}");
+    // Plain text to a TLS port: an error, not a hang.
+    let plain = Options {
+        endpoints: server.endpoint().replace("https", "http"),
+        ..server.options()
+    };
+    let error = answer(&plain).await.unwrap_err();
+    assert!(error.contains("http://127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_a_server_that_demands_one_and_read_anew_for_each_connection() {
+    let authority = Authority::new();
+    let (keyfile, certfile) = authority.issue("server");
+    let tls = ServerTls {
+        certfile,
+        keyfile,
+        trusted: Some(authority.cafile()),
+    };
+    let mut server = Server::start_with(Some(tls), &[]);
+    let error = answer(&with_tls(&server, &authority.cafile(), None))
+        .await
+        .unwrap_err();
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
+
+    let (key, cert) = authority.issue("client");
+    let options = with_tls(&server, &authority.cafile(), Some((&cert, &key)));
+    let etcd = std::sync::Arc::new(Etcd3::new(&options).unwrap());
+    let watching = Watching::start(&etcd);
+    watching.snapshot().await;
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+
+    // The files are exchanged for some of another authority: the next connection fails; put right: the one after works.
+    let strange = Authority::new();
+    let (strange_key, strange_cert) = strange.issue("client");
+    let (good_key, good_cert) = (std::fs::read(&key).unwrap(), std::fs::read(&cert).unwrap());
+    std::fs::copy(&strange_key, &key).unwrap();
+    std::fs::copy(&strange_cert, &cert).unwrap();
+    server.kill();
+    server.start_again();
+    let refused = || {
+        etcd.states()
+            .borrow()
+            .last_failure
+            .as_ref()
+            .is_some_and(|f| f.error.contains("ertificate") || f.error.contains("alert"))
+    };
+    wait_until("a refusal", refused).await;
+    assert!(!etcd.states().borrow().watching);
+    std::fs::write(&key, good_key).unwrap();
+    std::fs::write(&cert, good_cert).unwrap();
+    watching.snapshot().await;
+}
+
+#[tokio::test]
+async fn each_endpoints_own_scheme_decides_and_dead_ones_are_passed_over() {
+    let authority = Authority::new();
+    let (keyfile, certfile) = authority.issue("server");
+    let server = Server::start();
+    let files = TlsFiles {
+        cafile: Some(authority.cafile()),
+        certfile: Some(certfile),
+        keyfile: Some(keyfile),
+    };
+    // Plain http although certificates are given; the first endpoint is dead, whichever is tried first.
+    for _ in 0..4 {
+        let options = Options {
+            endpoints: format!("https://127.0.0.1:{},{}", free_port(), server.endpoint()),
+            tls: files.clone(),
+            ..server.options()
+        };
+        assert_eq!(answer(&options).await, Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_takes_connections_and_never_answers_costs_seconds_once() {
+    let server = Server::start();
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for _ in 0..2 {
+        let options = Options {
+            endpoints: format!("http://127.0.0.1:{port},{}", server.endpoint()),
+            ..server.options()
+        };
+        let etcd = Etcd3::new(&options).unwrap();
+        assert!(matches!(
+            etcd.network_config().await,
+            Err(RegistryError::NotFound { .. })
+        ));
+        assert_eq!(
+            etcd.states().borrow().endpoint.as_deref(),
+            Some(server.endpoint().as_str())
+        );
+        // Sticky: from now on only the good one is asked.
+        let before = etcd.requests();
+        for _ in 0..5 {
+            assert!(matches!(
+                etcd.network_config().await,
+                Err(RegistryError::NotFound { .. })
+            ));
+        }
+        assert_eq!(etcd.requests(), before + 5);
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_an_endpoint() {
+    // etcd binds unix://localhost:<port> to a socket of that name in its working directory; here it is reached through a
+    // relay, so that the test needs no particular directory.
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("etcd.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let port = server.client_port();
+    let relay = tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    let options = Options {
+        endpoints: format!("unix://{}", path.display()),
+        ..server.options()
+    };
+    assert_eq!(answer(&options).await, Ok(()));
+    relay.abort();
+}
+
+fn enable_users(server: &Server) {
+    for args in [
+        &["user", "add", "root:r00t-secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["user", "add", "flannel:fl4nnel-secret"],
+        &["role", "add", "flannel"],
+        &["role", "grant-permission", "flannel", "readwrite", "/n/", "/n0"],
+        &["user", "grant-role", "flannel", "flannel"],
+        &["auth", "enable"],
+    ] {
+        server.ctl(args);
+    }
+}
+
+#[tokio::test]
+async fn a_user_logs_in_and_logs_in_again_when_the_token_is_no_longer_good() {
+    let server = Server::start_with(None, &["--auth-token-ttl", "1"]);
+    // Credentials do no harm where there are no users.
+    let user = Options {
+        username: "flannel".to_owned(),
+        password: "fl4nnel-secret".to_owned(),
+        ..server.options()
+    };
+    assert_eq!(answer(&user).await, Ok(()));
+    enable_users(&server);
+    let etcd = Etcd3::new(&user).unwrap();
+    assert!(matches!(
+        etcd.network_config().await,
+        Err(RegistryError::NotFound { .. })
+    ));
+    // The token ends by itself after a second without use; the server looks once a second.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let before = etcd.requests();
+    assert!(matches!(
+        etcd.network_config().await,
+        Err(RegistryError::NotFound { .. })
+    ));
+    assert_eq!(etcd.requests(), before + 3, "refused, login, answered");
+
+    let error = answer(&Options {
+        password: String::new(),
+        ..user.clone()
+    })
+    .await
+    .unwrap_err();
+    assert!(error.contains("user name is empty"), "{error}");
+    let wrong = Options {
+        password: "wr0ng-secret".to_owned(),
+        ..user.clone()
+    };
+    let error = answer(&wrong).await.unwrap_err();
+    assert!(
+        error.contains("authentication failed") && !error.contains("wr0ng"),
+        "{error}"
+    );
+    assert!(!format!("{wrong:?}").contains("wr0ng"));
+    let elsewhere = Options {
+        prefix: "/other".to_owned(),
+        ..user
+    };
+    let error = answer(&elsewhere).await.unwrap_err();
+    assert!(error.contains("permission denied"), "{error}");
+}
