@@ -121,6 +121,17 @@ impl Kernel {
         }
     }
 
+    /// As [`Kernel::absorb`] after we changed a link: what the kernel says of it on its own account is our doing, and no news.
+    ///
+    /// It must come before the link is looked at: some of our echoes are filtered and others are not, so that the last one
+    /// queued need not be the present state.
+    fn absorb_own(&mut self, link: LinkName) -> Result<(), KernelError> {
+        self.mirror.begin_own(link);
+        let absorbed = self.absorb();
+        self.mirror.end_own();
+        absorbed
+    }
+
     /// Dumps a scope into the mirror.
     pub fn observe(&mut self, scope: Scope) -> Result<(), KernelError> {
         // What is queued happened before the dump, so it must not be taken in after it.

@@ -59,6 +59,8 @@ pub(crate) struct Mirror {
     /// What objects were before the notifications being read, and who changed them last.
     touched: BTreeMap<Key, (Option<Object>, Option<u32>)>,
     news: Drained,
+    /// A link we are changing, and what was to be observed before we began.
+    own: Option<(LinkName, Option<Scope>)>,
 }
 
 const LOOPBACK: &str = "lo";
@@ -142,9 +144,26 @@ impl Mirror {
         self.news.want(scope);
     }
 
+    /// Until [`Mirror::end_own`], what the kernel tells of this link without naming a sender is our doing.
+    pub(crate) fn begin_own(&mut self, link: LinkName) {
+        self.own = Some((link, self.news.resync));
+    }
+
+    pub(crate) fn end_own(&mut self) {
+        if let Some((link, before)) = self.own.take()
+            && self.news.resync == Some(Scope::Link(link))
+        {
+            self.news.resync = before;
+        }
+    }
+
     /// Ends a round of notifications: what is still different from before it goes to the news.
     pub(crate) fn settle(&mut self) {
+        let own = self.own.map(|(link, _)| link);
         for (key, (before, by)) in std::mem::take(&mut self.touched) {
+            if own.is_some() && key.link() == own && by.is_none() {
+                continue;
+            }
             if self.objects.get(&key) != before.as_ref() {
                 match self.news.changed.iter_mut().find(|changed| changed.key == key) {
                     Some(known) => known.by = by,

@@ -56,6 +56,8 @@ impl Kernel {
             } else {
                 let run = rest.iter().take(SLICE).take_while(|op| !is_link(op)).count();
                 self.apply_run(rest.get(..run).unwrap_or(&[]), how, &mut outcomes);
+                // Forwarding entries and some deletions are echoed without our port id: read before they overrun.
+                let _ = self.absorb();
                 run
             };
             rest = rest.get(run..).unwrap_or(&[]);
@@ -95,6 +97,7 @@ impl Kernel {
         };
         match self.rtnl.add_vxlan(link, vxlan, lower) {
             Ok(()) => {
+                let _ = self.absorb_own(link.name);
                 self.observe_own_link(link.name)?;
                 // The addresses of a router's advertisements are not for a tunnel. Not worth failing for.
                 let _ = sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", link.name), "0");
@@ -177,6 +180,7 @@ impl Kernel {
         match self.rtnl.delete_link(index) {
             Ok(()) => {
                 self.mirror.forget_link(index, Origin::Own);
+                let _ = self.absorb_own(name);
                 Ok(Outcome::Done)
             }
             Err(error) if error.is_absent() => {
@@ -193,8 +197,11 @@ impl Kernel {
     }
 
     fn observe_link_after_change(&mut self, name: LinkName) -> Result<(), NetlinkError> {
-        let seen = self.rtnl.link_by_name(name)?;
-        if let Some(seen) = seen {
+        if let Some(seen) = self.rtnl.link_by_name(name)? {
+            self.mirror.set_link(&seen, Origin::Own);
+        }
+        let _ = self.absorb();
+        if let Some(seen) = self.rtnl.link_by_name(name)? {
             self.mirror.set_link(&seen, Origin::Own);
         }
         self.observe_link(name, Origin::Foreign(None))
@@ -272,7 +279,12 @@ impl Kernel {
                 };
                 self.note_done(op, nexthop, verdict);
             }
-            (_, Err(error)) if matches!(op, Op::Remove(_)) && error.is_absent() => {
+            // EINVAL: its next hop object is not there, so neither is the route.
+            (what, Err(error))
+                if matches!(op, Op::Remove(_))
+                    && (error.is_absent()
+                        || matches!(what, What::DeleteRouteBy(_)) && error.is(Errno::INVAL)) =>
+            {
                 self.mirror.set(op.key(), None, Origin::Own);
                 *outcome = Outcome::Already;
             }
