@@ -1,13 +1,15 @@
 //! Getting a lease.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::rig::{Node, Server, attributes_of, network, subnet, value_of};
 use registry::etcd3::Options;
 use registry::{AcquireError, Etcd3, Registry};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
 
@@ -20,7 +22,7 @@ async fn a_first_lease_is_written_byte_for_byte_and_bound_to_a_day() {
     let held = etcd.acquire(&node.wanted(&config)).await.unwrap();
     assert!(!held.reused && held.also_ours.is_empty());
     let key = format!("/n/subnets/{}", held.lease.subnet);
-    assert_eq!(server.keys("/n/"), [key.clone()]);
+    assert_eq!(server.keys("/n/"), std::slice::from_ref(&key));
     assert_eq!(server.value(&key), value_of("192.0.2.1"));
     assert_eq!(server.field(&key, "create_revision"), held.lease.created);
     let id = format!("{:x}", server.field(&key, "lease"));
@@ -281,4 +283,80 @@ async fn an_acquisition_without_etcd_says_so_and_succeeds_when_asked_again() {
     );
     server.start_again();
     etcd.acquire(&node.wanted(&config)).await.unwrap();
+}
+
+/// Forwards to etcd. Once for each of `patterns`, in order, it passes a request that contains it on and then closes the
+/// connection, so that the answer is lost.
+async fn lossy_relay(server_port: u16, patterns: Vec<Vec<u8>>) -> (u16, Arc<Mutex<VecDeque<Vec<u8>>>>) {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let patterns = Arc::new(Mutex::new(VecDeque::from(patterns)));
+    let left = Arc::clone(&patterns);
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            tokio::spawn(relay(near, server_port, Arc::clone(&patterns)));
+        }
+    });
+    (port, left)
+}
+
+async fn relay(mut near: TcpStream, server_port: u16, patterns: Arc<Mutex<VecDeque<Vec<u8>>>>) {
+    let mut far = TcpStream::connect(("127.0.0.1", server_port)).await.unwrap();
+    let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
+    loop {
+        tokio::select! {
+            read = near.read(&mut up) => {
+                let Ok(read @ 1..) = read else { return };
+                far.write_all(&up[..read]).await.unwrap();
+                let hit = {
+                    let mut patterns = patterns.lock().unwrap();
+                    let hit = patterns.front().is_some_and(|pattern| {
+                        up[..read].windows(pattern.len()).any(|window| window == pattern)
+                    });
+                    if hit {
+                        patterns.pop_front();
+                    }
+                    hit
+                };
+                if hit {
+                    // Time for etcd to carry it out; should it not, the test still holds, with less to say.
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    return;
+                }
+            }
+            read = far.read(&mut down) => {
+                let Ok(read @ 1..) = read else { return };
+                if near.write_all(&down[..read]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_lost_on_the_way_make_no_second_lease() {
+    let server = Server::start();
+    let config = network(CONFIG);
+    // The grant (TTL 86400 as a varint), then the transaction that carries the value.
+    let patterns = vec![vec![0x08, 0x80, 0xa3, 0x05, 0x10], b"PublicIP".to_vec()];
+    let (port, left) = lossy_relay(server.client_port(), patterns).await;
+    let options = Options {
+        endpoints: format!("http://127.0.0.1:{port}"),
+        ..server.options()
+    };
+    let etcd = Etcd3::new(&options).unwrap();
+    let node = Node::new("192.0.2.1");
+    let held = etcd.acquire(&node.wanted(&config)).await.unwrap();
+    assert!(left.lock().unwrap().is_empty(), "both answers were lost");
+    assert!(!held.reused);
+    let key = format!("/n/subnets/{}", held.lease.subnet);
+    assert_eq!(server.keys("/n/"), std::slice::from_ref(&key));
+    assert_eq!(server.field(&key, "version"), 1);
+    assert_eq!(server.field(&key, "create_revision"), held.lease.created);
+    assert_eq!(
+        server.ctl(&["lease", "list"]).lines().count(),
+        2,
+        "one etcd lease, one heading"
+    );
 }

@@ -141,12 +141,10 @@ async fn a_subnet_taken_by_another_node_ends_the_keeping_and_is_not_fought_for()
 }
 
 #[tokio::test]
-async fn an_entry_deleted_and_at_once_taken_by_another_node_ends_the_keeping() {
+async fn an_entry_deleted_and_then_taken_by_another_node_ends_the_keeping() {
     let server = Server::start();
     let mut holder = Holder::start(&server, DAY, HOUR).await;
-    // Both in one revision: the put is the newest sighting.
     let (key, other) = (holder.key.clone(), value_of("192.0.2.2"));
-    // A twin in dual stack that came first overlaps the entry we would put back.
     server.ctl(&["del", &key]);
     assert_eq!(holder.report().await, Holding::Lost);
     server.put(&key, &other);

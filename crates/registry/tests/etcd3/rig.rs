@@ -302,10 +302,13 @@ pub fn subnet(key: &str) -> Subnet {
     Subnet::parse_key(key).unwrap()
 }
 
+/// What a node publishes for a subnet, given its former attributes.
+pub type Publish = dyn Fn(&Subnet, Option<&Attributes>) -> Attributes + Send + Sync;
+
 /// A node that publishes host-gw attributes.
 pub struct Node {
     pub me: PublicIps,
-    pub attributes: Box<dyn Fn(&Subnet, Option<&Attributes>) -> Attributes + Send + Sync>,
+    pub attributes: Box<Publish>,
     pub previous: Option<Subnet>,
 }
 
