@@ -2,12 +2,15 @@
 //! the kernel answers; field numbers are those of `linux/if_link.h`, `if_addr.h`, `neighbour.h`, `rtnetlink.h`, `nexthop.h`.
 
 pub mod address;
+pub mod bridge;
 pub mod forwarding;
 pub mod inventory;
 pub mod link;
 pub mod neighbour;
 pub mod nexthop;
+pub mod pod;
 pub mod route;
+pub mod veth;
 
 use std::os::fd::BorrowedFd;
 

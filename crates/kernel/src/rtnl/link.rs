@@ -265,6 +265,14 @@ pub fn add_vxlan_message(link: &Link, vxlan: &Vxlan, lower_index: u32) -> Messag
     })
 }
 
+/// The request for the link of this name.
+pub fn get_message(name: LinkName) -> Message {
+    Message::new("get link", GET, 0)
+        .raw(&header(0, 0, 0))
+        .text(IFLA_IFNAME, name.as_str())
+        .u32(IFLA_EXT_MASK, SKIP_STATS)
+}
+
 impl Rtnl {
     /// All links of the namespace.
     pub fn links(&mut self) -> Result<Vec<ObservedLink>, NetlinkError> {
@@ -276,11 +284,7 @@ impl Rtnl {
 
     /// The link of this name; `None` when there is none.
     pub fn link_by_name(&mut self, name: LinkName) -> Result<Option<ObservedLink>, NetlinkError> {
-        let message = Message::new("get link", GET, 0)
-            .raw(&header(0, 0, 0))
-            .text(IFLA_IFNAME, name.as_str())
-            .u32(IFLA_EXT_MASK, SKIP_STATS);
-        self.get_link(&message)
+        self.get_link(&get_message(name))
             .map_err(|error| error.of(format_args!("get link {name}")))
     }
 
