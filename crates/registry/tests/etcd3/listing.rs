@@ -193,3 +193,33 @@ async fn a_dropped_watch_asks_for_nothing_more() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(etcd.requests(), before);
 }
+
+#[tokio::test]
+async fn entries_too_large_for_one_reply_are_listed_and_watched_all_the_same() {
+    use crate::rig::{Node, network};
+    let server = Server::start();
+    let etcd = server.client();
+    let config = network(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    etcd.acquire(&Node::new("192.0.2.1").wanted(&config))
+        .await
+        .unwrap();
+    let large = "x".repeat(100_000);
+    let entry = |n: u32| (format!("/n/subnets/junk{n:03}"), large.clone());
+    let junk: Vec<(String, String)> = (0..200).map(entry).collect();
+    for chunk in junk.chunks(10) {
+        server.put_all(chunk);
+    }
+    // Twenty megabytes of backlog come in fragments, twenty of listing in pages cut to fit.
+    let watching = Watching::start(&etcd);
+    assert!(watching.snapshot().await.rejected.is_empty());
+    let (mut seen, mut own) = (0, 0);
+    while seen < 200 {
+        let delta = watching.delta().await;
+        seen += delta.rejected.len();
+        own += delta.changes.len();
+    }
+    assert_eq!((seen, own), (200, 1));
+    let fresh = server.client();
+    let snapshot = Watching::start(&fresh).snapshot().await;
+    assert_eq!((snapshot.rejected.len(), snapshot.leases.len()), (200, 1));
+}
