@@ -23,6 +23,8 @@ struct Aim {
     forwarding6: Option<(String, String)>,
     route: Option<String>,
     route6: Option<String>,
+    iptables: Option<()>,
+    nftables: Option<()>,
 }
 
 type Script = fn(&Aim) -> Option<String>;
@@ -106,15 +108,18 @@ pub const FAULTS: &[Fault] = &[
     fault!("route6-del", Kernel, "delete the IPv6 route to one peer", |a| format!("ip -6 route del {}", a.route6.clone()?), format!("ip -6 route show {}", a.route6.clone()?)),
     fault!("route-replace", Kernel, "point the IPv4 route to one peer at a wrong gateway", |a| format!("ip route replace {} via $(ip -j route show default | sed 's/.*\"gateway\":\"\\([^\"]*\\)\".*/\\1/')", a.route.clone()?), format!("ip route show {}", a.route.clone()?)),
     fault!("route-flush", Kernel, "delete every IPv4 route to a peer", |a| { a.route.clone()?; "for r in $(ip route show proto 241 | cut -d' ' -f1); do ip route del $r; done".to_owned() }, "ip route show proto 241".to_owned()),
-    fault!("masq-flush", Firewall, "flush the masquerade chain", |_a| format!("iptables {IPT} -F FLANNEL-POSTRTG"), format!("iptables {IPT} -S FLANNEL-POSTRTG")),
-    fault!("masq-rule-del", Firewall, "delete one masquerade rule", |_a| format!("iptables {IPT} -D FLANNEL-POSTRTG 2"), format!("iptables {IPT} -S FLANNEL-POSTRTG")),
-    fault!("masq-order", Firewall, "put a foreign rule first into the masquerade chain", |_a| format!("iptables {IPT} -I FLANNEL-POSTRTG 1 -d 203.0.113.9 -j ACCEPT"), format!("iptables {IPT} -S FLANNEL-POSTRTG")),
-    fault!("jump-del", Firewall, "delete the jump from POSTROUTING", |_a| format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG"), format!("iptables {IPT} -S POSTROUTING")),
-    fault!("chain-del", Firewall, "delete the masquerade chain and its jump", |_a| format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables {IPT} -F FLANNEL-POSTRTG; iptables {IPT} -X FLANNEL-POSTRTG"), format!("iptables {IPT} -S")),
-    fault!("forward-flush", Firewall, "flush the forward chain", |_a| "iptables -w -F FLANNEL-FWD".to_owned(), "iptables -S FLANNEL-FWD".to_owned()),
-    fault!("table-flush", Firewall, "flush the whole nat table", |_a| format!("iptables {IPT} -F"), format!("iptables {IPT} -S")),
+    fault!("masq-flush", Firewall, "flush the masquerade chain", |a| { a.iptables?; format!("iptables {IPT} -F FLANNEL-POSTRTG") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("masq-rule-del", Firewall, "delete one masquerade rule", |a| { a.iptables?; format!("iptables {IPT} -D FLANNEL-POSTRTG 2") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("masq-order", Firewall, "put a foreign rule first into the masquerade chain", |a| { a.iptables?; format!("iptables {IPT} -I FLANNEL-POSTRTG 1 -d 203.0.113.9 -j ACCEPT") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("jump-del", Firewall, "delete the jump from POSTROUTING", |a| { a.iptables?; format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG") }, format!("iptables {IPT} -S POSTROUTING")),
+    fault!("chain-del", Firewall, "delete the masquerade chain and its jump", |a| { a.iptables?; format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables {IPT} -F FLANNEL-POSTRTG; iptables {IPT} -X FLANNEL-POSTRTG") }, format!("iptables {IPT} -S")),
+    fault!("forward-flush", Firewall, "flush the forward chain", |a| { a.iptables?; "iptables -w -F FLANNEL-FWD".to_owned() }, "iptables -S FLANNEL-FWD".to_owned()),
+    fault!("table-flush", Firewall, "flush the whole nat table", |a| { a.iptables?; format!("iptables {IPT} -F") }, format!("iptables {IPT} -S")),
     fault!("ruleset-flush", Firewall, "nft flush ruleset, as a firewall manager does when it starts", |_a| "nft flush ruleset".to_owned(), "iptables-save; ip6tables-save".to_owned()),
-    fault!("masq6-flush", Firewall, "flush the IPv6 masquerade chain", |a| { a.route6.clone()?; format!("ip6tables {IPT} -F FLANNEL-POSTRTG") }, format!("ip6tables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("masq6-flush", Firewall, "flush the IPv6 masquerade chain", |a| { a.iptables?; a.route6.clone()?; format!("ip6tables {IPT} -F FLANNEL-POSTRTG") }, format!("ip6tables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("nft-table-del", Firewall, "delete the nftables table", |a| { a.nftables?; "nft delete table ip flannel-ipv4".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
+    fault!("nft-chain-flush", Firewall, "flush the nftables masquerade chain", |a| { a.nftables?; "nft flush chain ip flannel-ipv4 postrtg".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
+    fault!("nft-rule-insert", Firewall, "put a foreign rule first into the nftables masquerade chain", |a| { a.nftables?; "nft insert rule ip flannel-ipv4 postrtg ip daddr 203.0.113.9 accept".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
     fault!("subnet-env-del", File, "delete subnet.env", |_a| "rm /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
     fault!("subnet-env-change", File, "change a key of subnet.env", |_a| "sed -i s/^FLANNEL_MTU=.*/FLANNEL_MTU=9000/ /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
     fault!("subnet-env-truncate", File, "empty subnet.env", |_a| ": > /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
@@ -198,6 +203,14 @@ impl Aim {
         };
         aim.route = ours(4)?;
         aim.route6 = ours(6)?;
+        aim.iptables = node
+            .run(&["iptables", "-w", "-t", "nat", "-S", "FLANNEL-POSTRTG"])
+            .ok()
+            .map(|_| ());
+        aim.nftables = node
+            .run(&["nft", "list", "table", "ip", "flannel-ipv4"])
+            .ok()
+            .map(|_| ());
         Ok(aim)
     }
 }
@@ -326,16 +339,35 @@ fn settled(line: &str) -> Option<String> {
     Some(line.trim_end().to_owned())
 }
 
-/// A host's firewall as text without counters, both families and nft's flannel tables.
+/// What of a host's firewall is flannel's, as text without counters: lines of its iptables chains and jumps with their
+/// tables, in order within each, and its nftables tables.
 pub fn firewall_text(node: &Node) -> Result<String, LabError> {
-    let text =
-        node.shell("iptables-save; ip6tables-save; nft list ruleset | grep -A40 'table .* flannel' || true")?;
-    let lines = text.lines().filter(|l| !l.starts_with('#'));
-    let lines = lines.map(|l| {
-        l.split_once(" [")
-            .map_or(l, |p| if l.starts_with(':') { p.0 } else { l })
-    });
-    Ok(lines.collect::<Vec<_>>().join("\n"))
+    let text = node.shell(
+        "iptables-save | sed s/^/4/; ip6tables-save | sed s/^/6/; \
+         for f in 'ip flannel-ipv4' 'ip6 flannel-ipv6'; do nft list table $f 2>/dev/null | sed s/^/n/; done; true",
+    )?;
+    let (mut lines, mut table) = (Vec::new(), "");
+    for line in text.lines() {
+        if line.get(1..2) == Some("*") {
+            table = line;
+        } else if line.starts_with('n') {
+            lines.push((String::new(), line.to_owned()));
+        } else if line.contains("FLANNEL") {
+            let line = if line.get(1..2) == Some(":") {
+                line.split(" [").next().unwrap_or(line)
+            } else {
+                line
+            };
+            lines.push((table.to_owned(), line.to_owned()));
+        }
+    }
+    // Which table comes first is nobody's business; a stable sort keeps the order within each.
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(lines
+        .into_iter()
+        .map(|(table, line)| format!("{table} {line}"))
+        .collect::<Vec<_>>()
+        .join("\n"))
 }
 
 /// The part of a host where a fault shows, as text.

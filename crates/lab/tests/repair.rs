@@ -1,0 +1,239 @@
+//! Objects of ours, broken by hand: how long until they are back, with all that hung on them. And objects of others beside
+//! ours: untouched.
+//!
+//! Times are upper bounds: the witness is a shell with seven commands, which takes some 20 ms itself.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use lab::Families;
+use lab::fault::{FAULTS, Fault, Part, kernel_text, part_text};
+use lab::rig::{Rig, Wish};
+use lab::store::Kind;
+use serde_json::{Value, json};
+
+/// What must hold, and what is aimed at.
+fn limits(part: Part) -> (Duration, Duration) {
+    match part {
+        Part::Kernel => (Duration::from_secs(2), Duration::from_millis(200)),
+        _ => (Duration::from_secs(5), Duration::from_secs(1)),
+    }
+}
+
+fn healthy(rig: &Rig) {
+    rig.wait("a healthy h1 by its own word", 20, |rig| {
+        Ok(rig
+            .lab
+            .host(1)
+            .run(&["flannelctl", "status"])
+            .err()
+            .map(|e| e.to_string()))
+    })
+    .unwrap();
+}
+
+/// Strikes once and waits until the host looks as before; `None` when the host has nothing of the kind.
+fn repair(rig: &Rig, fault: &Fault) -> Option<Result<Duration, String>> {
+    let host = rig.lab.host(1);
+    let before = part_text(host, fault.part).unwrap();
+    let start = Instant::now();
+    let broken = fault.strike(host).unwrap()?;
+    loop {
+        let now = part_text(host, fault.part).unwrap();
+        let took = start.elapsed();
+        if now == before {
+            return Some(Ok(took));
+        }
+        if took > Duration::from_secs(12) {
+            return Some(Err(format!("{}: {}", broken.did, difference(&before, &now))));
+        }
+    }
+}
+
+fn difference(before: &str, now: &str) -> String {
+    let mut text = String::new();
+    for (mark, from, to) in [("-", before, now), ("+", now, before)] {
+        for line in from.lines().filter(|l| !to.lines().any(|t| t == *l)).take(6) {
+            let _ = write!(text, "\n      {mark} {line}");
+        }
+    }
+    text
+}
+
+/// Every fault that a host of this kind can have, each on a daemon that has seen none before: what is repaired again and
+/// again is repaired more and more slowly, which is meant so, and tested elsewhere.
+fn table(title: &str, wish: &Wish) {
+    let mut rig = Rig::start(wish).unwrap();
+    let (mut rows, mut failures, mut count) = (String::new(), Vec::new(), 0);
+    for fault in FAULTS {
+        rig.restart(1, &[]).unwrap();
+        healthy(&rig);
+        let Some(result) = repair(&rig, fault) else {
+            continue;
+        };
+        count += 1;
+        let (gate, budget) = limits(fault.part);
+        let (time, verdict) = match &result {
+            Ok(took) if *took <= budget => (format!("{:.3}", took.as_secs_f64()), "ok"),
+            Ok(took) if *took <= gate => (format!("{:.3}", took.as_secs_f64()), "over budget"),
+            Ok(took) => (format!("{:.3}", took.as_secs_f64()), "TOO SLOW"),
+            Err(_) => (" never".to_owned(), "NOT REPAIRED"),
+        };
+        let _ = writeln!(
+            rows,
+            "{:<20} {:<58} {time:>7} {:>7.1}  {verdict}",
+            fault.name,
+            fault.about,
+            budget.as_secs_f64()
+        );
+        match result {
+            Ok(took) if took <= gate => {}
+            Ok(took) => failures.push(format!("{}: {took:?}", fault.name)),
+            Err(text) => failures.push(format!("{}: {text}", fault.name)),
+        }
+    }
+    println(&format!(
+        "\n{title}\n{:<20} {:<58} {:>7} {:>7}\n{rows}",
+        "FAULT", "WHAT IT DOES", "SECONDS", "BUDGET"
+    ));
+    assert!(count > 5, "only {count} faults could be aimed at this host");
+    assert!(failures.is_empty(), "{title}:\n{}", failures.join("\n"));
+}
+
+fn println(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+#[test]
+fn vxlan_dual_stack_every_object_comes_back() {
+    table(
+        "vxlan, dual stack, iptables",
+        &Wish::new(json!({ "Type": "vxlan" })).hosts(3),
+    );
+}
+
+#[test]
+fn host_gw_every_object_comes_back() {
+    table(
+        "host-gw, dual stack, iptables",
+        &Wish::new(json!({ "Type": "host-gw" })).hosts(3),
+    );
+}
+
+#[test]
+fn nftables_every_rule_comes_back() {
+    let mut wish = Wish::new(json!({ "Type": "host-gw" })).hosts(2);
+    wish.config["EnableNFTables"] = json!(true);
+    wish.store = Kind::Embedded;
+    table("host-gw, dual stack, nftables, embedded registry", &wish);
+}
+
+#[test]
+fn underlay_that_goes_and_comes_takes_no_route_with_it() {
+    for backend in [
+        json!({ "Type": "host-gw" }),
+        json!({ "Type": "vxlan", "DirectRouting": true }),
+    ] {
+        let rig = Rig::start(&Wish::of(Families::V4, backend.clone()).hosts(2)).unwrap();
+        healthy(&rig);
+        let host = rig.lab.host(1);
+        let before = kernel_text(host).unwrap();
+        host.shell(
+            "ip link set eth0 down; sleep 0.3; ip link set eth0 up; ip route replace default via 198.18.0.1",
+        )
+        .unwrap();
+        rig.wait(&format!("{backend}: all as before"), 10, |rig| {
+            let now = kernel_text(rig.lab.host(1))?;
+            Ok((now != before).then(|| difference(&before, &now)))
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn objects_of_others_are_untouched_beside_ours() {
+    let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
+    healthy(&rig);
+    let host = rig.lab.host(1);
+    host.shell(
+        "ip route add 203.0.113.0/24 dev flannel.1 scope link proto static
+        ip route add 10.244.99.0/24 via 198.18.0.12 proto static
+        ip route add blackhole 10.244.98.0/24
+        bridge fdb add 02:00:00:00:00:77 dev flannel.1 dst 198.18.0.12 self dynamic
+        iptables -w -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE
+        iptables -w -I FORWARD 1 -s 192.0.2.7 -j DROP
+        nft add table ip foreign; nft add chain ip foreign c
+        ip link add other0 type bridge; ip addr add 192.0.2.1/24 dev other0",
+    )
+    .unwrap();
+    let foreign = || -> Vec<bool> {
+        let seen = host
+            .shell("ip route; bridge fdb show dev flannel.1; iptables-save; nft list tables; ip addr show")
+            .unwrap();
+        let wanted = [
+            "203.0.113.0/24 dev flannel.1",
+            "10.244.99.0/24 via 198.18.0.12",
+            "blackhole 10.244.98.0/24",
+            "02:00:00:00:00:77",
+            "-s 192.0.2.0/24 -j MASQUERADE",
+            "-s 192.0.2.7/32 -j DROP",
+            "table ip foreign",
+            "192.0.2.1/24",
+        ];
+        wanted.iter().map(|w| seen.contains(w)).collect()
+    };
+    assert_eq!(foreign(), [true; 8], "the test's own objects stand");
+    let before = kernel_text(host).unwrap();
+    for name in [
+        "route-del",
+        "neigh-del",
+        "fdb-del",
+        "addr-del",
+        "masq-flush",
+        "subnet-env-del",
+    ] {
+        let fault = lab::fault::find(name).unwrap();
+        assert!(repair(&rig, fault).unwrap().is_ok(), "{name}");
+    }
+    // Longer than any resync, and a restart besides: whoever removed foreign objects had the chance.
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(foreign(), [true; 8]);
+    let mut rig = rig;
+    rig.restart(1, &[]).unwrap();
+    healthy(&rig);
+    let host = rig.lab.host(1);
+    assert_eq!(
+        kernel_text(host).unwrap(),
+        before,
+        "a restart changes nothing either"
+    );
+    let status: Value =
+        serde_json::from_str(&host.run(&["sh", "-c", "flannelctl status --json; true"]).unwrap()).unwrap();
+    assert!(
+        status["conflicts"].to_string().contains("10.244.98.0/24")
+            || status["conflicts"].as_array().is_some(),
+        "{status}"
+    );
+}
+
+#[test]
+fn somebody_who_keeps_breaking_the_same_object_is_named_and_not_fought_at_full_speed() {
+    let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
+    healthy(&rig);
+    let host = rig.lab.host(1);
+    let subnet = rig.subnet(2, 4).unwrap().to_string();
+    let (start, mut deletions) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(6) {
+        if host.ip(&["route", "del", &subnet]).is_ok() {
+            deletions += 1;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!((3..40).contains(&deletions), "repaired {deletions} times in 6 s");
+    let status = host.run(&["sh", "-c", "flannelctl status --json; true"]).unwrap();
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert!(status["fights"].to_string().contains(&subnet), "{status:#}");
+}
