@@ -407,12 +407,16 @@ pub enum Op {
 }
 
 impl Op {
-    /// Identity of the object the step is about.
-    pub fn key(&self) -> Key {
+    /// The object the step is about; of a change, what it shall be.
+    pub fn object(&self) -> &Object {
         match self {
-            Op::Add(object) | Op::Remove(object) => object.key(),
-            Op::Change { to, .. } => to.key(),
+            Op::Add(object) | Op::Remove(object) | Op::Change { to: object, .. } => object,
         }
+    }
+
+    /// Identity of that object.
+    pub fn key(&self) -> Key {
+        self.object().key()
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use fabric::config::NetworkConfig;
 use fabric::diff::{Part, diff, equal};
-use fabric::lease::{Attributes, Delta, Lease, Snapshot, Subnet, Update};
+use fabric::lease::{Attributes, Delta, Lease, Rejected, Snapshot, Subnet, Update};
 use fabric::node::{Node, Underlay};
 use fabric::object::*;
 use fabric::ownership::{Owner, Ownership};
@@ -287,4 +287,18 @@ fn diff_when_a_foreign_device_has_our_name_then_nothing_is_done_and_it_is_named(
     let difference = diff(world.desired(), &observed, &ownership(), &|_| true, Part::Whole);
     assert_eq!(difference.ops, []);
     assert_eq!(difference.conflicts.len(), 1);
+}
+
+#[test]
+fn world_when_an_entry_turns_unreadable_then_the_lease_it_was_stays_and_the_entry_is_named() {
+    let good = lease("10.244.5.0-24", 5, 5, 1);
+    let mut world = world([(good.subnet, good.clone())].into());
+    let before = world.desired().clone();
+    let rejected = |key: &str| Rejected { key: key.to_owned(), reason: "junk".to_owned() };
+    let rejected = vec![rejected("10.244.5.0-24"), rejected("foo")];
+    world.update(Update::Snapshot(Snapshot { revision: 9, leases: BTreeMap::new(), rejected }));
+    assert_eq!(world.desired(), &before);
+    assert_eq!(world.rejected().len(), 2);
+    world.update(Update::Snapshot(Snapshot { revision: 10, leases: BTreeMap::new(), rejected: Vec::new() }));
+    assert_eq!(world.peers().count(), 0);
 }
