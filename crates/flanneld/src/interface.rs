@@ -11,7 +11,11 @@ mod select;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use fabric::config::NetworkConfig;
 use fabric::node::Underlay;
+use fabric::object::Family;
+use kernel::nl::NetlinkError;
+use kernel::rtnl::Rtnl;
 
 pub use inventory::{DefaultRoute, Inventory, LinkInfo};
 pub use select::{SelectError, select};
@@ -60,4 +64,35 @@ pub struct Selected {
     pub by: String,
     /// What is odd about the choice, one line each.
     pub warnings: Vec<String>,
+}
+
+impl Selected {
+    /// Link, MTU and addresses, in the form a plan takes.
+    pub fn underlay(&self) -> Underlay {
+        self.underlay.clone()
+    }
+}
+
+/// Why there is no choice.
+#[derive(Debug, thiserror::Error)]
+pub enum ChooseError {
+    /// The kernel was not to be asked.
+    #[error("asking the kernel for its interfaces: {0}")]
+    Kernel(#[from] NetlinkError),
+    /// Nothing there fits.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+}
+
+/// Takes stock of the calling thread's network namespace and chooses.
+pub fn choose(wish: &Wish, network: &NetworkConfig) -> Result<Selected, ChooseError> {
+    let mut rtnl = Rtnl::open()?;
+    let found = Inventory::collect(&mut rtnl)?;
+    let families = Families {
+        v4: network.space(Family::V4).is_some(),
+        v6: network.space(Family::V6).is_some(),
+    };
+    Ok(select(wish, families, &found, |to| {
+        inventory::reach(&mut rtnl, to)
+    })?)
 }

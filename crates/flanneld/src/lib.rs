@@ -1,5 +1,13 @@
 //! The daemon, as a library: `main.rs` is only its door, so that tests reach every module.
 #![forbid(unsafe_code)]
 
+pub mod atomic_file;
 pub mod flags;
+pub mod http;
 pub mod interface;
+pub mod logging;
+pub mod metrics;
+pub mod notify;
+pub mod socket;
+pub mod state_dir;
+pub mod subnet_file;

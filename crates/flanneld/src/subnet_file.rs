@@ -1,169 +1,96 @@
-//! The subnet file on disk: written whole and at once, so that no reader ever sees half of it.
+//! `subnet.env` on disk: written whole at start, put right while running.
+//!
+//! What stands in it is `fabric::subnet_env`'s; here is only how it gets to disk and back.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use fabric::subnet_env::{self, Previous, SubnetEnv};
 
-/// Mode of a new file, whatever the umask: everybody may know the pod network.
-const MODE: u32 = 0o644;
+use crate::atomic_file::{self, WriteError};
 
-/// Outcome of [`repair`].
+/// Mode of a new file, whatever the umask: docker, the CNI plugin and shells of any user read it.
+const MODE: u32 = 0o644;
+/// Times a repair is begun anew because somebody wrote meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// Why the file could not be put right.
+#[derive(Debug, thiserror::Error)]
+pub enum SubnetFileError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// It cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// What [`repair`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repaired {
-    /// The file said the right thing.
+    /// Every line of ours was there and right.
     Unchanged,
-    /// It did not, and does now.
+    /// Something of ours was missing or wrong, and is right again.
     Written,
 }
 
-/// What the file of an earlier run says; nothing when there is none or it cannot be read.
-pub fn read_previous(path: &Path) -> Previous {
-    match fs::read(path) {
-        Ok(bytes) => subnet_env::read_previous(&String::from_utf8_lossy(&bytes)),
-        Err(failure) if failure.kind() == io::ErrorKind::NotFound => Previous::default(),
-        Err(failure) => Previous { problems: vec![failure.to_string()], ..Previous::default() },
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-/// Writes the whole file.
-pub fn write(path: &Path, wanted: &SubnetEnv) -> io::Result<()> {
+/// Makes the file say this and nothing else; one that does is not touched.
+pub fn write(path: &Path, wanted: &SubnetEnv) -> Result<(), SubnetFileError> {
     let text = wanted.render();
-    match fs::read(path) {
-        Ok(existing) if existing == text.as_bytes() => Ok(()),
-        _ => replace(path, text.as_bytes()),
+    if read(path).ok().flatten().as_deref() != Some(text.as_bytes()) {
+        atomic_file::replace(path, text.as_bytes(), MODE)?;
     }
+    Ok(())
 }
 
 /// Puts back what is missing or changed of ours; foreign lines stay.
-pub fn repair(path: &Path, wanted: &SubnetEnv) -> io::Result<Repaired> {
-    let existing = match fs::read(path) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(failure) if failure.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(failure) => return Err(failure),
+///
+/// COMPAT: `mk-docker-opts.sh -d subnet.env` writes over the file while we run, line by line and not atomically. A write
+/// that happens while we work is seen and taken in by beginning anew; what is left is the moment of the rename itself.
+pub fn repair(path: &Path, wanted: &SubnetEnv) -> Result<Repaired, SubnetFileError> {
+    let failed = |source| SubnetFileError::Read {
+        path: path.to_owned(),
+        source,
     };
-    let text = subnet_env::repair(&existing, wanted);
-    if text == existing {
-        return Ok(Repaired::Unchanged);
+    let mut found = read(path).map_err(failed)?;
+    for attempt in 1.. {
+        let text = found.as_deref().map(String::from_utf8_lossy);
+        let right = subnet_env::repair(text.as_deref().unwrap_or(""), wanted);
+        if text.as_deref() == Some(right.as_str()) {
+            return Ok(Repaired::Unchanged);
+        }
+        let staged = atomic_file::stage(path, right.as_bytes(), MODE)?;
+        let now = read(path).map_err(failed)?;
+        if now == found || attempt >= ATTEMPTS {
+            staged.commit()?;
+            break;
+        }
+        found = now;
     }
-    replace(path, text.as_bytes())?;
     Ok(Repaired::Written)
 }
 
-/// Replaces a file by rename: the content is on disk before the name points to it, and the name is before this returns.
-///
-/// The mode is that of the regular file there was, else 0644. The temporary file lies in the same directory, so that the
-/// rename cannot cross a mount.
-pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let mode = match fs::symlink_metadata(path) {
-        Ok(there) if there.is_file() => there.permissions().mode() & 0o7777,
-        Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-        _ => MODE,
-    };
-    let temporary = temporary_beside(path);
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    File::open(directory)?.sync_all()
-}
-
-fn temporary_beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-    path.with_file_name(format!(".{name}{}-{nanos}", std::process::id()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn wanted() -> SubnetEnv {
-        SubnetEnv {
-            network: "10.5.0.0/16".parse().ok(),
-            subnet: "10.5.72.0/24".parse().ok(),
-            network6: None,
-            subnet6: None,
-            mtu: 1450,
-            ipmasq: true,
-        }
-    }
-
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Directory {
-            let path = std::env::temp_dir().join(format!("flanneld-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).unwrap();
-            Directory(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    #[test]
-    fn write_when_directories_are_missing_then_made_and_mode_0644_and_nothing_else_left() {
-        let directory = Directory::new("write");
-        let path = directory.0.join("run/flannel/subnet.env");
-        write(&path, &wanted()).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
-        );
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        let previous = read_previous(&path);
-        assert_eq!(previous.subnet, "10.5.72.0/24".parse().ok());
-    }
-
-    #[test]
-    fn write_when_a_file_is_there_then_its_mode_is_kept() {
-        let directory = Directory::new("mode");
-        let path = directory.0.join("subnet.env");
-        fs::write(&path, "DOCKER_OPTS=\" --bip=10.5.72.1/24\"\n").unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-        write(&path, &wanted()).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert!(fs::read_to_string(&path).unwrap().starts_with("FLANNEL_NETWORK"));
-    }
-
-    #[test]
-    fn repair_when_foreign_lines_are_there_then_kept_and_ours_put_back_once() {
-        let directory = Directory::new("repair");
-        let path = directory.0.join("subnet.env");
-        assert_eq!(repair(&path, &wanted()).unwrap(), Repaired::Written);
-        assert_eq!(repair(&path, &wanted()).unwrap(), Repaired::Unchanged);
-        fs::write(&path, "DOCKER_OPTS=\"--mtu=1\"\nFLANNEL_MTU=1\n").unwrap();
-        assert_eq!(repair(&path, &wanted()).unwrap(), Repaired::Written);
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains("FLANNEL_MTU=1450\n") && text.contains("DOCKER_OPTS=\"--mtu=1\"\n"), "{text}");
-    }
-
-    #[test]
-    fn write_when_the_path_is_a_directory_then_an_error_and_nothing_left() {
-        let directory = Directory::new("dir");
-        let path = directory.0.join("subnet.env");
-        fs::create_dir(&path).unwrap();
-        assert!(write(&path, &wanted()).is_err());
-        assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1);
+/// What the file of the last run says. A missing file says nothing; one that cannot be read is a problem to log.
+pub fn read_previous(path: &Path) -> Previous {
+    match read(path) {
+        Ok(None) => Previous::default(),
+        Ok(Some(content)) => subnet_env::read_previous(&String::from_utf8_lossy(&content)),
+        Err(error) => Previous {
+            problems: vec![format!("cannot be read: {error}")],
+            ..Previous::default()
+        },
     }
 }
