@@ -224,6 +224,11 @@ impl Call {
         Object::of(&self.config).unwrap_or_else(|_| Object::at(empty(), ""))
     }
 
+    /// The same call with another verb.
+    pub fn with_verb(&self, verb: Verb) -> Call {
+        Call { verb, ..self.clone() }
+    }
+
     /// The same call with another configuration, as a delegate in this process gets it.
     pub fn delegated(&self, config: Value, stdin: Vec<u8>) -> Call {
         let field = |name: &str| {

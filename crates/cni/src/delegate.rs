@@ -1,26 +1,18 @@
 //! Other plugins, run as processes of their own: found on `CNI_PATH`, given the same environment and a configuration.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::process::Command;
+use std::time::Duration;
 
 use crate::call::{Environment, Verb};
 use crate::failure::Failure;
 use crate::json::{self, Object};
+use crate::process::{self, Output};
 use crate::result::{AddResult, version_of};
 
 /// How long a delegate may take before it and its children are killed.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
-/// Attempts to execute a file somebody is just writing, one second apart.
-const BUSY_ATTEMPTS: u32 = 6;
-/// Most bytes kept of a delegate's stdout and stderr each; the rest is read and dropped.
-const OUTPUT_LIMIT: usize = 4 << 20;
 
 /// Finds a plugin's file on `CNI_PATH`: the first regular file of that name, symlinks followed, whatever its mode.
 pub fn find(plugin: &str, path: &str) -> Result<PathBuf, Failure> {
@@ -73,23 +65,13 @@ pub fn add(
     Ok((AddResult::parse(&value, &version)?, version))
 }
 
-struct Output {
-    status: ExitStatus,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-}
-
 fn explain(output: &Output) -> Failure {
     let failed = |msg: String| Failure {
         code: 0,
         msg,
         details: String::new(),
     };
-    let status = match (output.status.code(), output.status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {signal}"),
-        (None, None) => "ended in an unknown way".to_owned(),
-    };
+    let status = output.ending();
     let stderr = String::from_utf8_lossy(&output.stderr);
     let stdout = String::from_utf8_lossy(&output.stdout);
     if stdout.is_empty() {
@@ -118,149 +100,14 @@ fn explain(output: &Output) -> Failure {
 }
 
 fn execute(file: &Path, verb: Verb, stdin: &[u8], limit: Duration) -> io::Result<Output> {
-    let mut attempt = 1;
-    let mut child = loop {
-        let spawned = Command::new(file)
-            .env("CNI_COMMAND", verb.as_str())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own, so that what it started can be ended with it.
-            .process_group(0)
-            .spawn();
-        match spawned {
-            Ok(child) => break child,
-            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && attempt < BUSY_ATTEMPTS => {
-                attempt += 1;
-                std::thread::sleep(Duration::from_secs(1));
-            }
-            Err(e) => return Err(e),
-        }
-    };
-    let talked = converse(&mut child, stdin, Instant::now() + limit);
-    if !matches!(talked, Ok((_, _, true)))
-        && let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw)
-    {
-        let _ = kill_process_group(group, Signal::KILL);
-    }
-    let status = child.wait()?;
-    match talked? {
-        (stdout, stderr, true) => Ok(Output {
-            status,
-            stdout,
-            stderr,
-        }),
-        _ => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("gave no answer within {} s and was killed", limit.as_secs()),
-        )),
-    }
-}
-
-/// Feeds stdin and collects both outputs until the process has ended (true) or the deadline has passed (false).
-fn converse(child: &mut Child, stdin: &[u8], deadline: Instant) -> io::Result<(Vec<u8>, Vec<u8>, bool)> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let ended = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-    let (mut input, mut unsent) = (child.stdin.take(), stdin);
-    let mut output = [
-        Capture::new(child.stdout.take())?,
-        Capture::new(child.stderr.take())?,
-    ];
-    if let Some(input) = &input {
-        set_nonblocking(input.as_fd())?;
-    }
-    loop {
-        let mut waiting = vec![PollFd::new(&ended, PollFlags::IN)];
-        if let Some(input) = &input {
-            waiting.push(PollFd::new(input, PollFlags::OUT));
-        }
-        for capture in &output {
-            if let Some(pipe) = &capture.pipe {
-                waiting.push(PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN));
-            }
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).unwrap_or(Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        });
-        match poll(&mut waiting, Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
-            Ok(_) => {}
-        }
-        let over = waiting.first().is_some_and(|fd| !fd.revents().is_empty());
-        drop(waiting);
-        if let Some(pipe) = &mut input {
-            match pipe.write(unsent) {
-                Ok(written) => unsent = unsent.get(written..).unwrap_or_default(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // It need not read all of its configuration.
-                Err(_) => unsent = &[],
-            }
-            if unsent.is_empty() {
-                input = None;
-            }
-        }
-        for capture in &mut output {
-            capture.read()?;
-        }
-        if over || left.is_zero() {
-            let [stdout, stderr] = output;
-            return Ok((stdout.bytes, stderr.bytes, over));
-        }
-    }
-}
-
-/// One output pipe and what came out of it.
-struct Capture {
-    pipe: Option<Box<dyn Pipe>>,
-    bytes: Vec<u8>,
-}
-
-trait Pipe: Read + AsFd {}
-impl<T: Read + AsFd> Pipe for T {}
-
-impl Capture {
-    fn new(pipe: Option<impl Pipe + 'static>) -> io::Result<Capture> {
-        if let Some(pipe) = &pipe {
-            set_nonblocking(pipe.as_fd())?;
-        }
-        Ok(Capture {
-            pipe: pipe.map(|p| Box::new(p) as Box<dyn Pipe>),
-            bytes: Vec::new(),
-        })
-    }
-
-    /// Reads what is there; drops the pipe at its end.
-    fn read(&mut self) -> io::Result<()> {
-        let mut chunk = [0; 8192];
-        while let Some(pipe) = &mut self.pipe {
-            match pipe.read(&mut chunk) {
-                Ok(0) => self.pipe = None,
-                Ok(length) => {
-                    let room = OUTPUT_LIMIT.saturating_sub(self.bytes.len());
-                    self.bytes
-                        .extend_from_slice(chunk.get(..length.min(room)).unwrap_or_default());
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-}
-
-fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(fd)?;
-    Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)
+    process::run(Command::new(file).env("CNI_COMMAND", verb.as_str()), stdin, limit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
 
     fn plugin(folder: &tempfile::TempDir, script: &str) -> PathBuf {
         let file = folder.path().join("recorder");

@@ -1,4 +1,251 @@
-//! The plugin `flannel`.
+//! The plugin `flannel`: makes a delegate's configuration out of what flanneld wrote, and runs the delegate.
+
 pub mod netconf;
 pub mod state;
 pub mod subnet_env;
+
+use std::io::Write;
+
+use serde_json::{Map, Value};
+
+use crate::bridge::{self, HOST_LOCAL};
+use crate::call::{Call, Verb};
+use crate::delegate;
+use crate::failure::{Code, Failure};
+use crate::flannel::netconf::{Delegate, NetConf};
+use crate::flannel::state::{Begun, Saved, State};
+use crate::host_local;
+use crate::json::{self, Object};
+
+/// Set (to anything but `0`), every delegate is a process of its own.
+pub const EXEC_VARIABLE: &str = "FLANNEL_CNI_EXEC";
+/// `false` in flannel's configuration does the same.
+const NATIVE_KEY: &str = "nativeDelegate";
+
+/// How a delegate is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// In this process.
+    Native,
+    /// As a process of its own.
+    Exec,
+}
+
+/// ADD.
+pub fn add(call: &Call) -> Result<String, Failure> {
+    let load = |e: String| Failure::internal(format!("failed to load flannel netconf file: {e}"));
+    let conf = NetConf::load(call).map_err(load)?;
+    let env = load_env(&conf)?;
+    let delegate = netconf::build(&conf, &env)?;
+    let state = State::create(&conf.data_dir, &call.env.container_id, &call.env.ifname)?;
+    let legacy = matches!(state.load()?, Saved::Legacy(_));
+    let begun = state.begin(&delegate.text)?;
+    let outcome = match way(call, &delegate.kind, &delegate.config) {
+        Way::Native => add_native(call, &conf, &delegate),
+        Way::Exec => add_by_exec(call, &delegate, begun == Begun::Fresh && !legacy),
+    };
+    match outcome {
+        Ok(result) => {
+            state.commit(&begun, &delegate.text)?;
+            Ok(result)
+        }
+        Err((failure, clean)) => {
+            // What was there before belongs to another ADD. What is left of this one is a DEL's work.
+            if clean && begun == Begun::Fresh {
+                state.forget(&Saved::Own(delegate.text.into_bytes()), true)?;
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn load_env(conf: &NetConf) -> Result<subnet_env::SubnetEnv, Failure> {
+    subnet_env::load(&conf.subnet_file).map_err(|e| {
+        Failure::internal(format!(
+            "failed to load flannel 'subnet.env' file: {e}. Check the flannel pod log for this node."
+        ))
+    })
+}
+
+/// Fails with true when nothing is left of the attempt.
+fn add_native(call: &Call, conf: &NetConf, delegate: &Delegate) -> Result<String, (Failure, bool)> {
+    let call = call.delegated(delegate.config.clone(), delegate.text.clone().into_bytes());
+    let result = bridge::add(&call, Some(&conf.data_dir)).map_err(|e| (e.failure, e.clean))?;
+    result.print(&call.version).map_err(|failure| {
+        let clean = bridge::del(&call.with_verb(Verb::Del)).is_ok();
+        (failure, clean)
+    })
+}
+
+fn add_by_exec(call: &Call, delegate: &Delegate, ours: bool) -> Result<String, (Failure, bool)> {
+    let stdin = delegate.text.as_bytes();
+    let version = Object::of(&delegate.config)
+        .ok()
+        .and_then(|o| o.string("cniVersion").ok().flatten());
+    let failure = match delegate::find(&delegate.kind, &call.env.path) {
+        Err(mut failure) => {
+            failure.msg = format!("failed to delegate add: {}", failure.msg);
+            return Err((failure, false));
+        }
+        Ok(_) => match delegate::add(&delegate.kind, stdin, version.unwrap_or_default(), &call.env) {
+            Ok((result, version)) => match result.print(&version) {
+                Ok(text) => return Ok(text),
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        },
+    };
+    // A failed ADD is to be undone by its caller, but not where an earlier ADD may be what it stumbled over.
+    let clean = ours && delegate::run(&delegate.kind, Verb::Del, stdin, &call.env).is_ok();
+    Err((failure, clean))
+}
+
+/// DEL: what was saved decides; subnet.env is not needed.
+pub fn del(call: &Call) -> Result<(), Failure> {
+    let conf = NetConf::load(call).map_err(Failure::internal)?;
+    let Some(state) = State::open(&conf.data_dir, &call.env.container_id, &call.env.ifname)? else {
+        return clean_up(call, &conf);
+    };
+    let saved = state.load()?;
+    let (Saved::Own(bytes) | Saved::Legacy(bytes)) = &saved else {
+        clean_up(call, &conf)?;
+        return Ok(state.forget(&saved, true)?);
+    };
+    let Some((kind, config)) = read_saved(bytes) else {
+        let id = &call.env.container_id;
+        let _ = writeln!(
+            std::io::stderr(),
+            "the saved configuration of {id} in {} is broken; cleaning up by container id instead",
+            conf.data_dir
+        );
+        clean_up(call, &conf)?;
+        return Ok(state.forget(&saved, false)?);
+    };
+    match way(call, &kind, &config) {
+        Way::Native => bridge::del(&call.delegated(config.clone(), bytes.clone()))?,
+        Way::Exec => delegate::run(&kind, Verb::Del, bytes, &call.env).map(drop)?,
+    }
+    // Go's one file may stand for more attachments than this one: as long as another has an address, it is needed.
+    let keep = matches!(saved, Saved::Legacy(_)) && others_hold_addresses(call, &config);
+    Ok(state.forget(&saved, keep)?)
+}
+
+fn read_saved(bytes: &[u8]) -> Option<(String, Value)> {
+    let config = json::parse(bytes).ok()?;
+    let kind = Object::of(&config).ok()?.string("type").ok()??.to_owned();
+    Some((kind, config))
+}
+
+fn others_hold_addresses(call: &Call, config: &Value) -> bool {
+    let delegated = call.delegated(config.clone(), Vec::new());
+    let Ok(ipam) = host_local::config::Config::load(&delegated) else {
+        return false;
+    };
+    match host_local::store::Store::open(&ipam.data_dir, &ipam.network) {
+        Ok(Some(mut store)) => store
+            .holds_another_of(&host_local::owner_of(call))
+            .unwrap_or(false),
+        _ => false,
+    }
+}
+
+/// DEL without a saved configuration: name, container id and what the call itself says are enough for the bridge.
+///
+/// The link is only removed when it is one of ours: an address is reserved for it, or its other end is a port of the bridge.
+fn clean_up(call: &Call, conf: &NetConf) -> Result<(), Failure> {
+    if conf.delegate_type() != "bridge" {
+        return Ok(());
+    }
+    let text =
+        |map: &Map<String, Value>, name: &str| map.get(name).and_then(Value::as_str).map(str::to_owned);
+    let data_dir = text(&conf.ipam, "dataDir").filter(|dir| !dir.is_empty());
+    let data_dir = data_dir.unwrap_or_else(|| host_local::config::DATA_DIR.to_owned());
+    let empty = Map::new();
+    let delegate = conf.delegate.as_ref().unwrap_or(&empty);
+    let bridge = text(delegate, "bridge").unwrap_or_else(|| "cni0".to_owned());
+    let masquerades = match delegate.get("ipMasq").and_then(Value::as_bool) {
+        Some(given) => given,
+        None => subnet_env::load(&conf.subnet_file).is_ok_and(|env| !env.ipmasq),
+    };
+    let backend = text(delegate, "ipMasqBackend");
+    bridge::del::clean_up(call, &data_dir, &bridge, masquerades.then_some(backend))
+}
+
+/// In this process when the delegate is a bridge with host-local and every key is one we know; otherwise the plugin on
+/// `CNI_PATH`, and ours after all when there is none there.
+fn way(call: &Call, kind: &str, config: &Value) -> Way {
+    let forced = call
+        .fields()
+        .flag_or(NATIVE_KEY, true)
+        .is_ok_and(|native| !native)
+        || std::env::var_os(EXEC_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0");
+    if kind != "bridge" || forced {
+        return Way::Exec;
+    }
+    if knows_all(config) || delegate::find(kind, &call.env.path).is_err() {
+        Way::Native
+    } else {
+        Way::Exec
+    }
+}
+
+fn knows_all(config: &Value) -> bool {
+    const IPAM_KEYS: &[&str] = &[
+        "type",
+        "ranges",
+        "routes",
+        "dataDir",
+        "resolvConf",
+        "subnet",
+        "rangeStart",
+        "rangeEnd",
+        "gateway",
+    ];
+    const UNSUPPORTED: &[&str] = &["vlan", "vlanTrunk", "macspoofchk"];
+    let Some(top) = config.as_object() else {
+        return false;
+    };
+    let Some(ipam) = top.get("ipam").and_then(Value::as_object) else {
+        return false;
+    };
+    let known = |keys: &[&str], name: &str| keys.iter().any(|key| key.eq_ignore_ascii_case(name));
+    let is_set = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    ipam.get("type").and_then(Value::as_str) == Some(HOST_LOCAL)
+        && ipam.keys().all(|name| known(IPAM_KEYS, name))
+        && top.iter().all(|(name, value)| {
+            known(bridge::config::KEYS, name) && !(known(UNSUPPORTED, name) && is_set(value))
+        })
+}
+
+/// CHECK: as in Go's plugin, always in order.
+pub fn check(_call: &Call) -> Result<(), Failure> {
+    Ok(())
+}
+
+/// STATUS: an ADD could work: subnet.env is there and whole, the delegate is to be had, and an address is free.
+pub fn status(call: &Call) -> Result<(), Failure> {
+    let not_available = |failure: Failure| Failure {
+        code: Code::NotAvailable as u32,
+        ..failure
+    };
+    let conf = NetConf::load(call).map_err(|e| {
+        not_available(Failure::internal(format!(
+            "failed to load flannel netconf file: {e}"
+        )))
+    })?;
+    let env = load_env(&conf).map_err(not_available)?;
+    let delegate = netconf::build(&conf, &env).map_err(not_available)?;
+    match way(call, &delegate.kind, &delegate.config) {
+        Way::Native => {
+            host_local::status(&call.delegated(delegate.config.clone(), delegate.text.into_bytes()))
+        }
+        Way::Exec => delegate::find(&delegate.kind, &call.env.path)
+            .map(drop)
+            .map_err(not_available),
+    }
+}

@@ -99,6 +99,13 @@ impl<'a> Object<'a> {
             .unwrap_or(false))
     }
 
+    /// `true` or `false`, with a value for absence.
+    pub fn flag_or(&self, name: &str, absent: bool) -> Result<bool, FieldError> {
+        Ok(self
+            .typed(name, "true or false, without quotes", Value::as_bool)?
+            .unwrap_or(absent))
+    }
+
     /// A whole number; absent is `None`. `1e3` and `5.0` are whole: the way through a map of Go turns them into `1000` and `5`.
     pub fn whole(&self, name: &str) -> Result<Option<i64>, FieldError> {
         self.typed(name, "a whole number, without quotes", whole)

@@ -5,6 +5,7 @@
 //! Go's plugins, so that either can undo what the other did.
 
 pub mod args;
+pub mod bridge;
 pub mod call;
 pub mod delegate;
 pub mod failure;
@@ -13,6 +14,11 @@ pub mod flannel;
 pub mod gc;
 pub mod host_local;
 pub mod json;
+pub mod loopback;
+pub mod netns;
 pub mod ordered;
+pub mod plugin;
+pub mod process;
 pub mod result;
+pub mod sysctl;
 pub mod version;

@@ -1,0 +1,570 @@
+//! ADD: a veth pair between the container and the bridge, addresses, routes, the gateway.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use fabric::object::{Family, LinkName, Mac};
+use ipnet::IpNet;
+use kernel::rtnl::Rtnl;
+use kernel::rtnl::bridge::{OperState, PROMISC, PortOptions};
+use kernel::rtnl::link::{LinkChange, ObservedLink, UP};
+use kernel::rtnl::pod::{PodError, PodRoute, PodStep};
+use kernel::rtnl::veth::VethPair;
+
+use crate::bridge::config::Config;
+use crate::bridge::masquerade::{self, Masquerade};
+use crate::bridge::{HOST_LOCAL, link_name};
+use crate::call::Call;
+use crate::call::Verb;
+use crate::delegate;
+use crate::failure::Failure;
+use crate::files;
+use crate::host_local::{self, config::Config as HostLocal};
+use crate::netns::{self, Sides, kernel_text};
+use crate::result::{AddResult, Interface, Route};
+use crate::sysctl;
+
+/// Names tried for the host's end of the pair.
+const NAME_ATTEMPTS: usize = 10;
+/// How long the host's end may take to be able to carry packets.
+const PORT_LIMIT: Duration = Duration::from_millis(2550);
+/// How long duplicate address detection may take.
+const DETECTION_LIMIT: Duration = Duration::from_secs(5);
+
+/// A failed ADD, all it had made undone again.
+#[derive(Debug)]
+pub struct AddFailure {
+    /// Why.
+    pub failure: Failure,
+    /// Nothing of it is left. Otherwise a DEL has to try again.
+    pub clean: bool,
+}
+
+impl From<Failure> for AddFailure {
+    fn from(failure: Failure) -> Self {
+        AddFailure { failure, clean: true }
+    }
+}
+
+/// Attaches a container. `flannel` is the folder of saved configurations when flannel asks (see [`host_local::allocate`]).
+pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> {
+    let config = Config::load(call)?;
+    config.check()?;
+    let mac = config.mac()?;
+    let ifname = link_name(&call.env.ifname)?;
+    let pod = netns::open(&call.env.netns)?.ok_or_else(|| netns::missing(&call.env.netns))?;
+    let sides = Sides::new(pod)?;
+    let mut host = Rtnl::open().map_err(|e| Failure::internal(e.to_string()))?;
+
+    let bridge = ensure_bridge(&mut host, &config)?;
+    let (mut pod, link, peer) = make_pair(&sides, &mut host, &config, ifname, mac)?;
+    let mut made = Made {
+        call,
+        ifname,
+        ipam: None,
+        masquerade: None,
+    };
+    let mut work = || -> Result<AddResult, Failure> {
+        let _ = sysctl::write(&format!("net/ipv6/conf/{peer}/accept_ra"), "0");
+        let options = PortOptions {
+            hairpin: config.hairpin,
+            isolated: config.isolated,
+        };
+        let attached = host.attach_port(peer, (config.bridge, bridge.index), options);
+        let (port, bridge_now) = attached.map_err(|e| {
+            Failure::internal(format!(
+                "failed to connect {:?} to bridge {}: {}",
+                peer.as_str(),
+                config.bridge,
+                kernel_text(&e)
+            ))
+        })?;
+        let mut result = AddResult {
+            interfaces: vec![
+                interface(&config.bridge, bridge_now.link.mac, ""),
+                interface(&peer, port.link.mac, ""),
+                interface(&ifname, link.mac, &call.env.netns),
+            ],
+            ..AddResult::default()
+        };
+        if config.ipam.is_empty() {
+            if !config.leave_down {
+                pod.raise_flags(link.index, UP).map_err(|e| {
+                    Failure::internal(format!(
+                        "failed to set {:?} up: {}",
+                        ifname.as_str(),
+                        kernel_text(&e)
+                    ))
+                })?;
+            }
+        } else {
+            let ipam = run_ipam(call, &config, flannel, &mut made)?;
+            (result.ips, result.routes, result.dns) = (ipam.ips, ipam.routes, ipam.dns);
+            add_gateways(&config, &mut result);
+            configure(&sides, &mut pod, &config, ifname, &link, &result)?;
+            if config.is_gateway {
+                ensure_gateway(&mut host, &config, bridge.index, &result)?;
+            }
+            if config.ip_masq {
+                let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
+                let masquerade = Masquerade::of(call, config.masq_backend.as_deref());
+                made.masquerade = Some((masquerade.clone(), addresses.clone()));
+                masquerade::setup(&masquerade, &addresses)?;
+            }
+        }
+        if !config.leave_down {
+            let port = host.wait_operational(peer, PORT_LIMIT).map_err(|e| {
+                Failure::internal(format!(
+                    "failed to lookup {:?}: {}",
+                    peer.as_str(),
+                    kernel_text(&e)
+                ))
+            })?;
+            if port.state != OperState::Up {
+                return Err(Failure::internal(format!(
+                    "bridge port in error state: {}",
+                    port.state
+                )));
+            }
+        }
+        if !config.dns.is_empty() {
+            result.dns = config.dns.clone();
+        }
+        Ok(result)
+    };
+    match work() {
+        Ok(result) => Ok(result),
+        Err(failure) => Err(AddFailure {
+            failure,
+            clean: made.undo(&mut pod),
+        }),
+    }
+}
+
+fn interface(name: &LinkName, mac: Option<Mac>, sandbox: &str) -> Interface {
+    Interface {
+        name: name.to_string(),
+        mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        sandbox: sandbox.to_owned(),
+        ..Interface::default()
+    }
+}
+
+/// What has been made so far, for taking it back.
+struct Made<'a> {
+    call: &'a Call,
+    ifname: LinkName,
+    /// IPAM plugin that has reserved addresses.
+    ipam: Option<String>,
+    masquerade: Option<(Masquerade, Vec<IpNet>)>,
+}
+
+impl Made<'_> {
+    /// Takes everything back; false when something stays.
+    fn undo(self, pod: &mut Rtnl) -> bool {
+        // The link first: its address must not be handed out while it answers.
+        let mut clean = pod.delete_link_by_name(self.ifname).is_ok();
+        if let Some((masquerade, addresses)) = &self.masquerade {
+            clean &= masquerade::teardown(masquerade, addresses).is_ok();
+        }
+        match self.ipam.as_deref() {
+            None => {}
+            Some(HOST_LOCAL) => clean &= host_local::del(self.call).is_ok(),
+            Some(plugin) => {
+                clean &= delegate::run(plugin, Verb::Del, &self.call.stdin, &self.call.env).is_ok();
+            }
+        }
+        clean
+    }
+}
+
+fn ensure_bridge(host: &mut Rtnl, config: &Config) -> Result<ObservedLink, Failure> {
+    let name = config.bridge;
+    let failed =
+        |why: String| Failure::internal(format!("failed to create bridge {:?}: {why}", name.as_str()));
+    let said = |e: kernel::NetlinkError| failed(kernel_text(&e));
+    let get = |host: &mut Rtnl| host.port_by_name(name).map_err(said);
+    let seen = match get(host)? {
+        Some(seen) => seen,
+        None => {
+            // Given with the bridge, the address is its own from the beginning and does not follow its ports.
+            let mac = if config.is_gateway {
+                Some(random_mac().map_err(|e| failed(files::errno_text(e)))?)
+            } else {
+                None
+            };
+            match host.add_bridge(name, config.mtu, mac) {
+                Ok(()) => {}
+                Err(e) if e.is_exists() => {}
+                Err(e) => {
+                    return Err(failed(format!(
+                        "could not add {:?}: {}",
+                        name.as_str(),
+                        kernel_text(&e)
+                    )));
+                }
+            }
+            get(host)?.ok_or_else(|| failed("it was removed as soon as it was made".to_owned()))?
+        }
+    };
+    let mut link = seen.link;
+    if &*link.kind != "bridge" {
+        return Err(failed(format!(
+            "{:?} already exists but is not a bridge",
+            name.as_str()
+        )));
+    }
+    // We want to own the routes of this link.
+    let _ = sysctl::write(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
+    if config.is_gateway && !config.ipam.is_empty() && !has_own_mac(name, &link) {
+        let mac = match link.mac.filter(|mac| mac.0 != [0; 6]) {
+            Some(mac) => mac,
+            None => random_mac().map_err(|e| failed(files::errno_text(e)))?,
+        };
+        let change = LinkChange {
+            mac: Some(mac),
+            ..LinkChange::default()
+        };
+        host.set_link(link.index, change).map_err(|e| {
+            Failure::internal(format!(
+                "failed to set bridge addr: could not set bridge's mac: {}",
+                kernel_text(&e)
+            ))
+        })?;
+        link.mac = Some(mac);
+    }
+    let wanted = UP | if config.promisc { PROMISC } else { 0 };
+    if link.flags & wanted != wanted {
+        host.raise_flags(link.index, wanted)
+            .map_err(|e| failed(kernel_text(&e)))?;
+    }
+    Ok(link)
+}
+
+/// The bridge's hardware address was set and so does not change with its ports (`NET_ADDR_SET`).
+///
+/// Only sysfs tells, and a sysfs of another namespace may be mounted; where it does not know the bridge nothing is changed:
+/// setting the address anew costs every neighbour entry of the bridge.
+fn has_own_mac(name: LinkName, link: &ObservedLink) -> bool {
+    const SET: &str = "3";
+    if link.mac.is_none_or(|mac| mac.0 == [0; 6]) {
+        return false;
+    }
+    let read = |what: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/{what}"));
+    let Ok(kind) = read("addr_assign_type") else {
+        return true;
+    };
+    kind.trim() == SET || read("ifindex").is_ok_and(|index| index.trim() != link.index.to_string())
+}
+
+/// A random address that is locally administered and of one station.
+fn random_mac() -> Result<Mac, rustix::io::Errno> {
+    let ([a, b, c, d], [e, f, ..]) = (files::random()?.to_ne_bytes(), files::random()?.to_ne_bytes());
+    Ok(Mac([(a | 0x02) & 0xfe, b, c, d, e, f]))
+}
+
+/// Makes the pair and returns the container's side: netlink there, the link, and the name of the other end.
+fn make_pair(
+    sides: &Sides,
+    host: &mut Rtnl,
+    config: &Config,
+    name: LinkName,
+    mac: Option<Mac>,
+) -> Result<(Rtnl, ObservedLink, LinkName), Failure> {
+    let mut pod = sides
+        .inside(Rtnl::open)?
+        .map_err(|e| Failure::internal(e.to_string()))?;
+    for _ in 0..NAME_ATTEMPTS {
+        let random = files::random().map_err(|e| {
+            Failure::internal(format!(
+                "failed to generate random veth name: {}",
+                files::errno_text(e)
+            ))
+        })?;
+        let peer = link_name(&format!("veth{random:08x}"))?;
+        let pair = VethPair {
+            name,
+            mac,
+            peer,
+            peer_netns: sides.host.as_fd(),
+            mtu: config.mtu,
+        };
+        match pod.add_veth(&pair) {
+            Ok(link) => return Ok((pod, link, peer)),
+            Err(e) if e.is_exists() => {
+                if matches!(host.port_by_name(peer), Ok(Some(_))) {
+                    continue;
+                }
+                return Err(Failure::internal(format!(
+                    "container veth name ({:?}) peer provided ({:?}) already exists",
+                    name.as_str(),
+                    peer.as_str()
+                )));
+            }
+            Err(e) => {
+                return Err(Failure::internal(format!(
+                    "failed to make veth pair: {}",
+                    kernel_text(&e)
+                )));
+            }
+        }
+    }
+    Err(Failure::internal("failed to find a unique veth name"))
+}
+
+fn run_ipam(
+    call: &Call,
+    config: &Config,
+    flannel: Option<&str>,
+    made: &mut Made<'_>,
+) -> Result<AddResult, Failure> {
+    let result = if config.ipam == HOST_LOCAL {
+        host_local::allocate(&HostLocal::load(call)?, &host_local::owner_of(call), flannel)?
+    } else {
+        delegate::add(&config.ipam, &call.stdin, &call.version, &call.env)?.0
+    };
+    made.ipam = Some(config.ipam.clone());
+    if result.ips.is_empty() {
+        return Err(Failure::internal("IPAM plugin returned missing IP config"));
+    }
+    Ok(result)
+}
+
+/// Fills in gateways and default routes, and says which link the addresses are of.
+fn add_gateways(config: &Config, result: &mut AddResult) {
+    let mut has_default = [false, false];
+    for ip in &mut result.ips {
+        ip.interface = Some(2);
+        if ip.gateway.is_none() && config.is_gateway {
+            ip.gateway = Some(first_of(ip.address));
+        }
+        let family = Family::of_net(ip.address);
+        let (Some(done), default) = (has_default.get_mut(family as usize), default_of(family)) else {
+            continue;
+        };
+        if config.is_default_gateway && !*done {
+            // A default route without a next hop goes through the same gateway: adding another would be refused.
+            if !result.routes.iter().any(|route| route.dst == default) {
+                result.routes.push(Route::to(default, ip.gateway));
+            }
+            *done = true;
+        }
+    }
+}
+
+fn default_of(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        Family::V6 => IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+    }
+}
+
+/// The network's address plus one.
+fn first_of(address: IpNet) -> IpAddr {
+    match address.network() {
+        IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from(u32::from(network).wrapping_add(1))),
+        IpAddr::V6(network) => IpAddr::V6(Ipv6Addr::from(u128::from(network).wrapping_add(1))),
+    }
+}
+
+/// Addresses, up and routes of the container's link.
+fn configure(
+    sides: &Sides,
+    pod: &mut Rtnl,
+    config: &Config,
+    ifname: LinkName,
+    link: &ObservedLink,
+    result: &AddResult,
+) -> Result<(), Failure> {
+    let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
+    let v6 = addresses.iter().any(|a| a.addr().is_ipv6());
+    sides.inside(|| set_parameters(config, ifname, v6))??;
+    let gateway = |family: Family| {
+        let of_family = |gateway: &IpAddr| Family::of(*gateway) == family;
+        result.ips.iter().filter_map(|ip| ip.gateway).find(of_family)
+    };
+    let mut seen = BTreeSet::new();
+    let mut routes = Vec::with_capacity(result.routes.len());
+    for route in &result.routes {
+        let number = |value: i64| u32::try_from(value).unwrap_or(0);
+        let via = route.gw.or_else(|| gateway(Family::of_net(route.dst)));
+        // Two ways to say the same route are one route.
+        if !seen.insert((route.dst.trunc(), via, route.priority, route.table)) {
+            continue;
+        }
+        routes.push((
+            route,
+            PodRoute {
+                destination: route.dst,
+                gateway: via,
+                priority: number(route.priority),
+                table: route.table.map(number).filter(|table| *table != 0),
+                scope: route
+                    .scope
+                    .and_then(|scope| u8::try_from(scope).ok())
+                    .unwrap_or(0),
+                mtu: number(route.mtu),
+                advmss: number(route.advmss),
+            },
+        ));
+    }
+    let asked: Vec<PodRoute> = routes.iter().map(|(_, route)| *route).collect();
+    let explain = |PodError { step, error }: PodError| {
+        let why = kernel_text(&error);
+        Failure::internal(match step {
+            PodStep::Address(i) => {
+                let address = addresses.get(i).map(ToString::to_string).unwrap_or_default();
+                format!("failed to add IP addr {address} to {:?}: {why}", ifname.as_str())
+            }
+            PodStep::Up => format!("failed to set {:?} UP: {why}", ifname.as_str()),
+            PodStep::Route(i) => match routes.get(i) {
+                Some((route, asked)) => {
+                    format!("failed to add route '{}': {why}", describe(route, asked, ifname))
+                }
+                None => why,
+            },
+        })
+    };
+    pod.configure_pod(link.index, &addresses, &asked, config.detection)
+        .map_err(explain)?;
+    if config.detection && gateway(Family::V6).is_some() {
+        let waited = pod.wait_detected(link.index, DETECTION_LIMIT).map_err(|e| {
+            Failure::internal(format!(
+                "failed to settle addresses for {:?}: {}",
+                ifname.as_str(),
+                kernel_text(&e)
+            ))
+        })?;
+        if let Some((address, duplicate)) = waited {
+            let why = match duplicate {
+                true => format!("link {ifname} has address {} in DADFAILED state", address.addr()),
+                false => format!(
+                    "link {ifname} still has tentative addresses after {} seconds",
+                    DETECTION_LIMIT.as_secs()
+                ),
+            };
+            return Err(Failure::internal(format!(
+                "failed to settle addresses for {:?}: {why}",
+                ifname.as_str()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A route as Go's plugin names it in errors.
+fn describe(route: &Route, asked: &PodRoute, ifname: LinkName) -> String {
+    let mask: String = match route.dst.netmask() {
+        IpAddr::V4(mask) => mask.octets().iter().map(|b| format!("{b:02x}")).collect(),
+        IpAddr::V6(mask) => mask.octets().iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    let via = asked
+        .gateway
+        .map_or_else(|| "<nil>".to_owned(), |gateway| gateway.to_string());
+    format!(
+        "{{{} {mask}}} via {via} dev {ifname} metric {} (Scope: {}, Table: {})",
+        route.dst.addr(),
+        asked.priority,
+        asked.scope,
+        asked.table.unwrap_or(0)
+    )
+}
+
+/// Parameters of the container's link; to be called in its namespace.
+fn set_parameters(config: &Config, ifname: LinkName, v6: bool) -> Result<(), Failure> {
+    // Without IPv6 in the kernel these do not exist, which is no hindrance.
+    if config.detection {
+        let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/enhanced_dad"), "1");
+        let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "1");
+    } else {
+        let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "0");
+    }
+    if !v6 {
+        return Ok(());
+    }
+    for link in ["lo", ifname.as_str()] {
+        let name = format!("net/ipv6/conf/{link}/disable_ipv6");
+        match sysctl::read(&name) {
+            Ok(value) if value == "0" => {}
+            Ok(value) => sysctl::write(&name, "0").map_err(|e| {
+                Failure::internal(format!(
+                    "failed to enable IPv6 for interface {link:?} ({name}={value}): {e}"
+                ))
+            })?,
+            Err(e) => {
+                let _ = writeln!(std::io::stderr(), "cannot read sysctl {name}: {e}");
+            }
+        }
+    }
+    let name = format!("net/ipv6/conf/{ifname}/keep_addr_on_down");
+    sysctl::write(&name, "1").map_err(|e| {
+        Failure::internal(format!(
+            "failed to enable keep_addr_on_down for interface {:?}: {e}",
+            ifname.as_str()
+        ))
+    })
+}
+
+/// The gateways' addresses on the bridge, and forwarding.
+fn ensure_gateway(host: &mut Rtnl, config: &Config, bridge: u32, result: &AddResult) -> Result<(), Failure> {
+    let failed = |why: String| Failure::internal(format!("failed to set bridge addr: {why}"));
+    let have = host
+        .addresses(bridge)
+        .map_err(|e| failed(format!("could not get list of IP addresses: {}", kernel_text(&e))))?;
+    for family in Family::BOTH {
+        let of_family = |net: &IpNet| Family::of_net(*net) == family;
+        let gateways = result
+            .ips
+            .iter()
+            .filter_map(|ip| IpNet::new(ip.gateway?, ip.address.prefix_len()).ok());
+        let gateways: Vec<IpNet> = gateways.filter(of_family).collect();
+        for gateway in &gateways {
+            let present = || have.iter().map(|a| a.address).filter(of_family);
+            if present().any(|address| address == *gateway) {
+                continue;
+            }
+            for other in present() {
+                // IPv6 networks may stand beside each other as long as they do not overlap.
+                if family == Family::V6
+                    && !other.contains(&gateway.addr())
+                    && !gateway.contains(&other.addr())
+                {
+                    continue;
+                }
+                if !config.force_address {
+                    return Err(failed(format!(
+                        "{:?} already has an IP address different from {gateway}",
+                        config.bridge.as_str()
+                    )));
+                }
+                host.delete_address(bridge, other).map_err(|e| {
+                    failed(format!(
+                        "could not remove IP address from {:?}: {}",
+                        config.bridge.as_str(),
+                        kernel_text(&e)
+                    ))
+                })?;
+            }
+            host.add_gateway(bridge, *gateway).map_err(|e| {
+                failed(format!(
+                    "could not add IP address {gateway} to {:?}: {}",
+                    config.bridge.as_str(),
+                    kernel_text(&e)
+                ))
+            })?;
+        }
+        if gateways.is_empty() {
+            continue;
+        }
+        let forwarding = match family {
+            Family::V4 => "net/ipv4/ip_forward",
+            Family::V6 => "net/ipv6/conf/all/forwarding",
+        };
+        sysctl::ensure(forwarding, "1")
+            .map_err(|e| Failure::internal(format!("failed to enable forwarding: {e}")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! DEL: the link, then the addresses, then the masquerading. Whatever is gone already is fine.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kernel::rtnl::Rtnl;
+
+use crate::bridge::config::Config;
+use crate::bridge::masquerade::{self, Masquerade};
+use crate::bridge::{HOST_LOCAL, link_name};
+use crate::call::{Call, Verb};
+use crate::delegate;
+use crate::failure::Failure;
+use crate::host_local::{self, config::Config as HostLocal, store::Store};
+use crate::netns::{self, Sides, kernel_text};
+
+/// Detaches a container.
+pub fn del(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    let native = if config.ipam == HOST_LOCAL {
+        Some(HostLocal::load(call)?)
+    } else {
+        None
+    };
+    let mut addresses = remove_link(call)?;
+    if let Some(ipam) = &native {
+        // Known from the store also where the link is gone.
+        let reserved = held(call, ipam)?;
+        let hints: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+        let ranges = |ip: &IpAddr| ipam.sets.iter().find_map(|set| set.range_for(*ip));
+        for ip in reserved.iter().filter(|ip| !hints.contains(ip)) {
+            let length = ranges(ip).map_or(IpNet::from(*ip).prefix_len(), |range| range.subnet.prefix_len());
+            addresses.extend(IpNet::new(*ip, length).ok());
+        }
+        host_local::release(&ipam.data_dir, &ipam.network, &host_local::owner_of(call), &hints)?;
+    } else if !config.ipam.is_empty() {
+        delegate::run(&config.ipam, Verb::Del, &call.stdin, &call.env)?;
+    }
+    if config.ip_masq && !config.ipam.is_empty() {
+        masquerade::teardown(&Masquerade::of(call, config.masq_backend.as_deref()), &addresses)?;
+    }
+    Ok(())
+}
+
+/// Removes what a container has here when its configuration is not known: reservations in a network's store, masquerading (where
+/// there may be some), and the link if it is ours. That it is ours is known by a reservation, or by its other end being a port of
+/// the bridge: another plugin's interface of the same name stays.
+pub fn clean_up(
+    call: &Call,
+    data_dir: &str,
+    bridge: &str,
+    masquerading: Option<Option<String>>,
+) -> Result<(), Failure> {
+    let owner = host_local::owner_of(call);
+    let reserved = match Store::open(data_dir, &call.name)? {
+        Some(mut store) => store.held_by(&owner)?,
+        None => Vec::new(),
+    };
+    let mut addresses: Vec<IpNet> = Vec::new();
+    if !reserved.is_empty() || is_port_of(call, bridge)? {
+        addresses = remove_link(call)?;
+    }
+    addresses.extend(reserved.iter().map(|ip| IpNet::from(*ip)));
+    host_local::release(data_dir, &call.name, &owner, &[])?;
+    match masquerading {
+        Some(backend) => masquerade::teardown(&Masquerade::of(call, backend.as_deref()), &addresses),
+        None => Ok(()),
+    }
+}
+
+/// The container's link is a veth whose other end is a port of the bridge.
+fn is_port_of(call: &Call, bridge: &str) -> Result<bool, Failure> {
+    let (Ok(name), Ok(bridge)) = (link_name(&call.env.ifname), link_name(bridge)) else {
+        return Ok(false);
+    };
+    if call.env.netns.is_empty() {
+        return Ok(false);
+    }
+    let Some(pod) = netns::open(&call.env.netns)? else {
+        return Ok(false);
+    };
+    let said = |e: kernel::NetlinkError| Failure::internal(kernel_text(&e));
+    let sides = Sides::new(pod)?;
+    let inner = sides
+        .inside(Rtnl::open)?
+        .map_err(said)?
+        .link_by_name(name)
+        .map_err(said)?;
+    let Some(inner) = inner.filter(|link| &*link.kind == "veth") else {
+        return Ok(false);
+    };
+    let mut host = Rtnl::open().map_err(said)?;
+    let Some(bridge) = host.link_by_name(bridge).map_err(said)? else {
+        return Ok(false);
+    };
+    let Some(outer) = inner.lower else {
+        return Ok(false);
+    };
+    let outer = host.link_by_index(outer).map_err(said)?;
+    Ok(outer.is_some_and(|outer| {
+        // Indices of different namespaces may be equal by chance: each end has to name the other.
+        &*outer.kind == "veth" && outer.lower == Some(inner.index) && outer.master == Some(bridge.index)
+    }))
+}
+
+fn held(call: &Call, ipam: &HostLocal) -> Result<Vec<IpAddr>, Failure> {
+    match Store::open(&ipam.data_dir, &ipam.network)? {
+        Some(mut store) => Ok(store.held_by(&host_local::owner_of(call))?),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Removes the container's link; returns the global addresses it had.
+fn remove_link(call: &Call) -> Result<Vec<IpNet>, Failure> {
+    if call.env.netns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(pod) = netns::open(&call.env.netns)? else {
+        return Ok(Vec::new());
+    };
+    let name = link_name(&call.env.ifname)?;
+    let said = |what: &str, e: kernel::NetlinkError| {
+        Failure::internal(format!(
+            "failed to {what} {:?}: {}",
+            name.as_str(),
+            kernel_text(&e)
+        ))
+    };
+    let mut pod = Sides::new(pod)?
+        .inside(Rtnl::open)?
+        .map_err(|e| said("look at", e))?;
+    let Some(link) = pod.link_by_name(name).map_err(|e| said("lookup", e))? else {
+        return Ok(Vec::new());
+    };
+    let addresses = pod
+        .addresses(link.index)
+        .map_err(|e| said("get IP addresses for", e))?;
+    pod.delete_link_by_name(name).map_err(|e| said("delete", e))?;
+    let global = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => {
+            !v4.is_link_local() && !v4.is_loopback() && !v4.is_multicast() && !v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_multicast(),
+    };
+    Ok(addresses
+        .into_iter()
+        .map(|a| a.address)
+        .filter(|a| global(a.addr()))
+        .collect())
+}
