@@ -16,6 +16,8 @@ pub mod capture;
 pub mod command;
 pub mod fault;
 pub mod flannel;
+pub mod gateway;
+pub mod inside;
 pub mod layout;
 pub mod node;
 pub mod pod;

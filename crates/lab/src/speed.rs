@@ -2,15 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Serialize;
 
 use crate::command::{LabError, file};
+use crate::inside::enter;
 use crate::reach::End;
 use crate::topology::Lab;
 
@@ -74,15 +72,6 @@ pub fn stream(from: End<'_>, to: End<'_>, address: IpAddr, time: Duration) -> Re
     file(format!("TCP to {address}"), sender.join().map_err(ended)?)?;
     let ended = |_| LabError::Invalid("a measuring thread panicked".to_owned());
     file(format!("TCP at {address}"), receiver.join().map_err(ended)?)
-}
-
-/// Moves the calling thread into a network namespace.
-fn enter(netns: &Path) -> std::io::Result<()> {
-    let space = std::fs::File::open(netns)?;
-    Ok(move_into_link_name_space(
-        space.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    )?)
 }
 
 impl Lab {
