@@ -1,0 +1,150 @@
+//! The commands shown in the documents, run as a reader would.
+//!
+//! A fenced block marked `console lab` is run line by line in a lab; one marked `console help` is only checked for flags that the
+//! programs do not know, since it needs machines of its own. Every `console` block must be marked or be of `cargo xtask`.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lab::rig::executables;
+
+const DOCUMENTS: [&str; 2] = ["README.md", "docs/operations.md"];
+
+/// Takes the documents' lab down whatever happens.
+struct Down;
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        let _ = lab::topology::remove("lab");
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The command lines of a document's blocks, with the mark of each block.
+fn commands(document: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(root().join(document)).unwrap();
+    let (mut found, mut mark) = (Vec::new(), None::<String>);
+    for line in text.lines().map(str::trim_start) {
+        if let Some(info) = line.strip_prefix("```") {
+            mark = if mark.is_none() {
+                Some(info.to_owned())
+            } else {
+                None
+            };
+        } else if let (Some(mark), Some(command)) = (&mark, line.strip_prefix("$ ")) {
+            let command = command.split(" # ").next().unwrap().trim_end();
+            found.push((mark.clone(), command.to_owned()));
+        }
+    }
+    found
+}
+
+fn shell(line: &str) -> std::process::Output {
+    let path = format!(
+        "{}:{}",
+        executables().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    Command::new("sh")
+        .args(["-c", line])
+        .env("PATH", path)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn every_block_of_commands_is_marked_for_how_it_is_tested() {
+    for document in DOCUMENTS {
+        let all = commands(document);
+        assert!(!all.is_empty(), "{document}");
+        for (mark, command) in all {
+            let good = ["console lab", "console help"].contains(&mark.as_str())
+                || command.starts_with("cargo xtask ");
+            assert!(good, "{document}: `{command}` stands in a block marked {mark:?}");
+        }
+    }
+}
+
+#[test]
+fn commands_of_the_lab_blocks_run() {
+    let _ = lab::topology::remove("lab");
+    let _down = Down;
+    let up = shell("flannelctl lab up --no-speed");
+    assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    // Taking it down comes last, wherever a document says it.
+    let lines = DOCUMENTS
+        .iter()
+        .flat_map(|d| commands(d))
+        .filter(|c| c.0 == "console lab")
+        .map(|c| c.1);
+    let (last, rest): (Vec<String>, Vec<String>) = lines.partition(|l| l == "flannelctl lab down");
+    assert!(!last.is_empty() && rest.len() > 10);
+    for line in rest.into_iter().chain(last) {
+        let output = shell(&line);
+        // `plan` right after a fault may see the repair under way, and says so by its status.
+        let asks = line.ends_with("flannelctl plan");
+        assert!(
+            output.status.success() || asks && output.status.code() == Some(1),
+            "`{line}`: {} {}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn flags_in_the_documents_are_known_to_the_programs() {
+    let mut checked = 0;
+    for (mark, line) in DOCUMENTS.iter().flat_map(|d| commands(d)) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let help = match words.as_slice() {
+            ["flanneld", ..] => "flanneld --help".to_owned(),
+            ["flannelctl", "lab", verb, ..] => format!("flannelctl lab {verb} --help"),
+            ["flannelctl", "registry", "serve", ..] => "flannelctl registry serve --help".to_owned(),
+            ["flannelctl", "registry", ..] => "flannelctl registry --help".to_owned(),
+            ["etcdctl", ..] => "ETCDCTL_API=3 etcdctl --help".to_owned(),
+            ["cargo", "xtask", ..] => continue,
+            _ => panic!("`{line}` in a block marked {mark:?}: of which program?"),
+        };
+        let output = shell(&help);
+        assert!(output.status.success(), "{help}: {}", output.status);
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let own = words
+            .iter()
+            .take_while(|w| !w.starts_with("h1") && !w.starts_with("sw"));
+        for flag in own.filter(|w| w.starts_with("--")) {
+            let name = flag.trim_start_matches('-').split('=').next().unwrap();
+            assert!(
+                text.contains(&format!("-{name}")),
+                "`{line}`: {help} does not know {flag}\n{text}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 10);
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "docs/operations.md",
+        "docs/adr/README.md",
+    ] {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        for target in text.split("](").skip(1).filter_map(|t| t.split(')').next()) {
+            if !target.starts_with("http") {
+                let path = root().join(document).parent().unwrap().join(target);
+                assert!(path.exists(), "{document}: {target}");
+            }
+        }
+    }
+}
