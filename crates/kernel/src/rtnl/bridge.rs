@@ -123,20 +123,20 @@ impl Rtnl {
             .request(&Message::new("set link", link::NEW, 0).raw(&link::header(index, flags, flags)))
     }
 
-    /// Makes a link a port of a bridge and returns port and bridge as they are then, in one conversation.
+    /// Makes a link a port of a bridge, sets it up, and returns port and bridge as they are then, in one conversation.
     pub fn attach_port(
         &mut self,
         port: LinkName,
         bridge: (LinkName, u32),
         options: PortOptions,
     ) -> Result<(ObservedPort, ObservedPort), NetlinkError> {
-        let of_port = |verb| {
+        let of_port = |verb, flags| {
             Message::new(verb, link::NEW, 0)
-                .raw(&link::header(0, 0, 0))
+                .raw(&link::header(0, flags, flags))
                 .text(IFLA_IFNAME, port.as_str())
         };
-        let attach = of_port("attach port").u32(IFLA_MASTER, bridge.1);
-        let set = of_port("set port options").nest(IFLA_LINKINFO, |info| {
+        let attach = of_port("attach port", link::UP).u32(IFLA_MASTER, bridge.1);
+        let set = of_port("set port options", 0).nest(IFLA_LINKINFO, |info| {
             info.attribute(IFLA_INFO_SLAVE_KIND, b"bridge")
                 .nest(IFLA_INFO_SLAVE_DATA, |data| {
                     let data = data.u8(IFLA_BRPORT_MODE, u8::from(options.hairpin));

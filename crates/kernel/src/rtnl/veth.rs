@@ -9,7 +9,7 @@ use crate::nl::{Message, NetlinkError, flag};
 use super::Rtnl;
 use super::link::{
     self, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, IFLA_TXQLEN,
-    ObservedLink, UP,
+    ObservedLink,
 };
 
 const VETH_INFO_PEER: u16 = 1;
@@ -19,7 +19,7 @@ const IFLA_INET_CONF: u16 = 1;
 /// `IPV4_DEVCONF_ARP_NOTIFY`: announce addresses when the link comes up.
 const ARP_NOTIFY: u16 = 22;
 
-/// A pair to be made: one end here, down, the other in another namespace, up.
+/// A pair to be made, both ends down: an end cannot be set up before it knows the other.
 #[derive(Debug, Clone, Copy)]
 pub struct VethPair<'a> {
     /// Name of the end in the namespace the message is sent in.
@@ -57,7 +57,7 @@ pub fn add_message(pair: &VethPair<'_>) -> Message {
             .nest(IFLA_INFO_DATA, |data| {
                 data.nest(VETH_INFO_PEER, |peer| {
                     let peer = peer
-                        .raw(&link::header(0, UP, UP))
+                        .raw(&link::header(0, 0, 0))
                         .text(IFLA_IFNAME, pair.peer.as_str());
                     mtu(peer)
                         .u32(IFLA_TXQLEN, 0)
