@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
@@ -93,37 +93,54 @@ pub fn bind(health: &Health) -> Result<StdListener, BindError> {
     Ok(listener)
 }
 
+/// What connections come from.
+trait Accept: Send + Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// The next one.
+    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+    async fn next(&self) -> std::io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+    async fn next(&self) -> std::io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
 /// Serves the health port until `stop` becomes true; then open requests have three seconds.
 pub async fn serve_tcp(
     listener: StdListener,
     subject: Arc<dyn Subject>,
     stop: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    let accept = async || listener.accept().await.map(|(stream, _)| stream);
-    serve(accept, Door::Network, subject, stop).await;
+    serve(TcpListener::from_std(listener)?, Door::Network, subject, stop).await;
     Ok(())
 }
 
 /// Serves the status socket until `stop` becomes true.
 pub async fn serve_unix(listener: UnixListener, subject: Arc<dyn Subject>, stop: watch::Receiver<bool>) {
-    let accept = async || listener.accept().await.map(|(stream, _)| stream);
-    serve(accept, Door::Local, subject, stop).await;
+    serve(listener, Door::Local, subject, stop).await;
 }
 
-async fn serve<S>(
-    accept: impl AsyncFn() -> std::io::Result<S>,
+async fn serve(
+    listener: impl Accept,
     door: Door,
     subject: Arc<dyn Subject>,
     mut stop: watch::Receiver<bool>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let stream = tokio::select! {
             () = stopped(&mut stop) => break,
-            accepted = accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         let stream = match stream {
             Ok(stream) => stream,
@@ -159,6 +176,7 @@ async fn serve<S>(
             drop(place);
         });
     }
+    drop(listener);
     let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(DRAIN, places.acquire_many(all)).await;
 }

@@ -77,3 +77,45 @@ fn bash_completion_when_asked_offers_flags_and_values() {
     assert_eq!(complete(&["flanneld", "--ip-masq", "t"]), [""]);
     assert_eq!(complete(&["flanneld", "--iface", "=", "l"]), ["lo"]);
 }
+
+/// Every variable that the example names is one of the table, and its value one that the flag takes.
+#[test]
+fn example_environment_when_uncommented_is_accepted() {
+    use std::ffi::OsString;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd");
+    let text = std::fs::read_to_string(root.join("flanneld.env")).unwrap();
+    let set: Vec<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once('='))
+        .filter(|(n, _)| !n.contains(' '))
+        .collect();
+    let known: Vec<String> = flanneld::flags::TABLE
+        .iter()
+        .map(|flag| flag.variable())
+        .collect();
+    for (name, _) in &set {
+        assert!(
+            *name == "FLANNEL_OPTIONS" || known.iter().any(|variable| variable == name),
+            "{name}"
+        );
+    }
+    assert!(set.len() > 8);
+    let options = set.iter().find(|(name, _)| *name == "FLANNEL_OPTIONS").unwrap().1;
+    // Flags and variables both: the unit gives all of them.
+    let arguments = std::iter::once("flanneld")
+        .chain(options.split(' '))
+        .map(OsString::from);
+    let variable = |name: &str| {
+        set.iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, value)| OsString::from(value))
+    };
+    match flanneld::flags::command_line(arguments, variable, "0") {
+        flanneld::flags::CommandLine::Run(start) => {
+            assert!(start.errors.is_empty() && start.warnings.is_empty(), "{start:?}");
+            assert!(start.options.etcd.client.is_some() && start.options.masquerade);
+            assert_eq!(start.options.interface.iface, ["eth1", "eth0"]);
+        }
+        flanneld::flags::CommandLine::Exit { text, .. } => panic!("{text}"),
+    }
+}
