@@ -1,12 +1,17 @@
 //! The kernel of this host (of one network namespace): mirror, dumps, notifications.
 
 mod apply;
+mod device;
+mod steps;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use fabric::object::{Family, Key, LinkName, Object, Objects, Op, ROUTE_PROTOCOL};
+
+use rustix::io::Errno;
 
 use crate::host::{ApplyOptions, Drained, Host, Interest, KernelError, Outcome, Scope};
 use crate::mirror::{FreshRoutes, Mirror, Origin, Section};
@@ -151,17 +156,13 @@ impl Kernel {
                 self.observe_on(name, index, Origin::Own)?;
             }
         }
-        if self.has_nexthops {
-            match self.rtnl.nexthops() {
-                Ok(nexthops) => self.mirror.replace_nexthops(&nexthops),
-                Err(error) if error.is_unsupported() => self.has_nexthops = false,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.observe_nexthops(None)?;
         let mut used = HashSet::new();
         for family in Family::BOTH {
             used.extend(self.observe_routes(family, None, Origin::Own)?);
         }
+        // All places have been seen.
+        self.mirror.take_uncovered();
         self.orphans.clear();
         for nexthop in self.mirror.nexthops() {
             let ours = nexthop.seen.protocol == ROUTE_PROTOCOL
@@ -192,11 +193,27 @@ impl Kernel {
             if self.mirror.is_watched(name) {
                 self.observe_on(name, seen.index, origin)?;
             }
+            self.observe_nexthops(Some(seen.index))?;
             for family in Family::BOTH {
                 self.observe_routes(family, Some((name, seen.index)), origin)?;
             }
         }
+        if self.mirror.take_uncovered() {
+            self.observe_all()?;
+        }
         self.mirror.settle();
+        Ok(())
+    }
+
+    /// The end of a link's next hop objects, with its state or itself, is silent.
+    fn observe_nexthops(&mut self, through: Option<u32>) -> Result<(), KernelError> {
+        if self.has_nexthops {
+            match self.rtnl.nexthops(through) {
+                Ok(nexthops) => self.mirror.replace_nexthops(through, &nexthops),
+                Err(error) if error.is_unsupported() => self.has_nexthops = false,
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(())
     }
 
@@ -256,25 +273,30 @@ impl Kernel {
         through: Option<(LinkName, u32)>,
         origin: Origin,
     ) -> Result<HashSet<u32>, KernelError> {
-        type Found = (FreshRoutes, HashSet<u32>);
+        if through.is_none() {
+            self.mirror.forget_crowded(family == Family::V4);
+        }
         let mirror = &self.mirror;
-        let start = || -> Found { (BTreeMap::new(), HashSet::new()) };
-        let (fresh, used) = self.rtnl.fold_routes(
-            family,
-            through.map(|(_, index)| index),
-            start,
-            |found, seen: &ObservedRoute| {
-                if !mirror.in_networks(seen.destination) {
-                    found.1.extend(seen.nexthop);
-                } else if let Some(object) = mirror.route(seen) {
-                    let key = Key::Route(object.destination, object.metric);
-                    // Of several with one key the kernel lists, and takes, the first one first.
-                    found.0.entry(key).or_insert((object, seen.nexthop));
-                }
-            },
-        )?;
+        let index = through.map(|(_, index)| index);
+        let Found { fresh, crowded, used } =
+            self.rtnl
+                .fold_routes(family, index, Found::default, |found, seen: &ObservedRoute| {
+                    if !mirror.in_networks(seen.destination) {
+                        found.used.extend(seen.nexthop);
+                    } else if let Some(object) = mirror.route(seen) {
+                        let key = Key::Route(object.destination, object.metric);
+                        // Of several with one key the kernel lists, and takes, the first one first.
+                        match found.fresh.entry(key) {
+                            Entry::Vacant(place) => {
+                                place.insert((object, seen.nexthop));
+                            }
+                            Entry::Occupied(_) => found.crowded.push(key),
+                        }
+                    }
+                })?;
         self.mirror
             .replace_routes(family == Family::V4, through.map(|(name, _)| name), fresh, origin);
+        crowded.into_iter().for_each(|key| self.mirror.set_crowded(key));
         Ok(used)
     }
 
@@ -315,6 +337,20 @@ impl Kernel {
             None => Ok(self.rtnl.link_by_index(index)?.map(|link| link.name)),
         }
     }
+}
+
+fn refuse(errno: Errno, text: impl Into<Box<str>>) -> NetlinkError {
+    NetlinkError::new("apply", Fault::Refused, errno, text)
+}
+
+/// What a dump of routes holds.
+#[derive(Default)]
+struct Found {
+    fresh: FreshRoutes,
+    /// Places with more than one route.
+    crowded: Vec<Key>,
+    /// Next hop objects used by routes outside the networks.
+    used: HashSet<u32>,
 }
 
 fn keyed(object: Object) -> (Key, Object) {

@@ -56,6 +56,10 @@ pub(crate) struct Mirror {
     nexthops_on: HashMap<u32, u32>,
     /// Next hop object of each mirrored route that has one.
     route_nexthop: HashMap<(IpNet, u32), u32>,
+    /// Places of which the kernel was seen to hold several routes; the mirror shows the one it takes.
+    crowded: HashSet<(IpNet, u32)>,
+    /// A route went from a crowded place: what is now taken there is not known.
+    uncovered: bool,
     /// What objects were before the notifications being read, and who changed them last.
     touched: BTreeMap<Key, (Option<Object>, Option<u32>)>,
     news: Drained,
@@ -157,8 +161,33 @@ impl Mirror {
         }
     }
 
+    /// A route was seen beside another of the same destination and metric.
+    pub(crate) fn set_crowded(&mut self, key: Key) {
+        if let Key::Route(destination, metric) = key {
+            self.crowded.insert((destination, metric));
+        }
+    }
+
+    fn is_crowded(&self, key: &Key) -> bool {
+        matches!(key, Key::Route(destination, metric) if self.crowded.contains(&(*destination, *metric)))
+    }
+
+    /// All routes of a family are about to be seen: what is crowded will be seen too.
+    pub(crate) fn forget_crowded(&mut self, v4: bool) {
+        self.crowded
+            .retain(|(destination, _)| destination.addr().is_ipv4() != v4);
+    }
+
+    /// Whether a crowded place lost the route that was known since the last call.
+    pub(crate) fn take_uncovered(&mut self) -> bool {
+        std::mem::take(&mut self.uncovered)
+    }
+
     /// Ends a round of notifications: what is still different from before it goes to the news.
     pub(crate) fn settle(&mut self) {
+        if self.take_uncovered() {
+            self.want(Scope::All);
+        }
         let own = self.own.map(|(link, _)| link);
         for (key, (before, by)) in std::mem::take(&mut self.touched) {
             if own.is_some() && key.link() == own && by.is_none() {
@@ -194,7 +223,10 @@ impl Mirror {
             }
             match new_link {
                 Some(link) => *self.routes_on.entry(link).or_default() += 1,
-                None => self.set_route_nexthop((destination, metric), None),
+                None => {
+                    self.uncovered |= self.crowded.remove(&(destination, metric));
+                    self.set_route_nexthop((destination, metric), None);
+                }
             }
         }
         if let Origin::Foreign(by) = origin {
@@ -352,6 +384,16 @@ impl Mirror {
     ) {
         let of_family =
             |key: &Key| matches!(key, Key::Route(destination, _) if destination.addr().is_ipv4() == v4);
+        if through.is_some() {
+            // Whoever sees one link only cannot tell which of several is taken.
+            self.uncovered |= fresh.iter().any(|(key, (route, _))| {
+                self.is_crowded(key)
+                    || self
+                        .objects
+                        .get(key)
+                        .is_some_and(|known| known.link() != route.link)
+            });
+        }
         let stale: Vec<Key> = self
             .objects
             .range(FIRST_ROUTE..)
@@ -405,16 +447,21 @@ impl Mirror {
         renamed
     }
 
-    pub(crate) fn replace_nexthops(&mut self, fresh: &[ObservedNexthop]) {
-        self.nexthops.clear();
-        self.nexthops_on.clear();
+    /// Makes the next hop objects, or those through one link, exactly `fresh`.
+    pub(crate) fn replace_nexthops(&mut self, through: Option<u32>, fresh: &[ObservedNexthop]) {
+        let ids: HashSet<u32> = fresh.iter().map(|nexthop| nexthop.id).collect();
+        let in_scope = |nexthop: &Nexthop| through.is_none() || nexthop.seen.link == through;
+        let stale: Vec<u32> = self
+            .nexthops
+            .values()
+            .filter(|nexthop| in_scope(nexthop) && !ids.contains(&nexthop.seen.id))
+            .map(|nexthop| nexthop.seen.id)
+            .collect();
+        for id in stale {
+            self.forget_nexthop(id);
+        }
         for nexthop in fresh {
             self.set_nexthop(*nexthop);
-        }
-        for id in self.route_nexthop.values() {
-            if let Some(nexthop) = self.nexthops.get_mut(id) {
-                nexthop.uses += 1;
-            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What each notification means for the mirror.
 
-use fabric::object::{Key, LinkName, Object};
+use fabric::object::{Key, LinkName, Object, Route};
 use ipnet::IpNet;
 
 use crate::host::Scope;
@@ -151,9 +151,12 @@ impl Mirror {
             }
             return;
         }
-        let replaces = reply.flags & flag::REPLACE != 0;
-        if let Some(known) = known.filter(|known| *known != fresh && !replaces) {
+        // The first of a place is replaced, but those behind it are spoken of in the same way.
+        let replaces = reply.flags & flag::REPLACE != 0 && !self.is_crowded(&key);
+        let same = |known: &Route| *known == fresh && self.nexthop_of(known) == seen.nexthop;
+        if let Some(known) = known.filter(|known| !same(known) && !replaces) {
             // A second one beside the first: only the kernel knows which of them is taken.
+            self.set_crowded(key);
             self.want(Scope::Link(known.link).and(Scope::Link(fresh.link)));
             if reply.flags & flag::APPEND != 0 && !seen.compound {
                 return;

@@ -86,15 +86,21 @@ pub fn delete_message(id: u32) -> Message {
         .u32(NHA_ID, id)
 }
 
-/// The request for all next hop objects.
-pub(crate) fn list_message() -> Message {
-    Message::new("list nexthops", GET, 0).raw(&header(AF_UNSPEC, 0, 0))
+/// The request for all next hop objects, or those through one link.
+pub(crate) fn list_message(link: Option<u32>) -> Message {
+    let message = Message::new("list nexthops", GET, 0).raw(&header(AF_UNSPEC, 0, 0));
+    match link {
+        Some(index) => message.u32(NHA_OIF, index),
+        None => message,
+    }
 }
 
 impl Rtnl {
-    /// All next hop objects; `EOPNOTSUPP` on kernels that have none.
-    pub fn nexthops(&mut self) -> Result<Vec<ObservedNexthop>, NetlinkError> {
-        self.list(&list_message(), read)
+    /// All next hop objects, or those through one link; `EOPNOTSUPP` on kernels that have none.
+    pub fn nexthops(&mut self, link: Option<u32>) -> Result<Vec<ObservedNexthop>, NetlinkError> {
+        self.list(&list_message(link), |reply| {
+            read(reply).filter(|seen| link.is_none() || seen.link == link)
+        })
     }
 
     /// Makes a next hop object; refused when the number is in use.

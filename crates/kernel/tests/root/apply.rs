@@ -527,7 +527,9 @@ fn ten_thousand_peers_when_applied_then_system_calls_are_few() {
     let news = kernel.drain().unwrap();
     assert!(
         news.is_empty(),
-        "our own changes are neither news nor an overrun: {:?} {:?}", news.resync, news.changed.first()
+        "our own changes are neither news nor an overrun: {:?} {:?}",
+        news.resync,
+        news.changed.first()
     );
     assert_eq!(scratch.ip_json("route show proto 241").len(), 10_000);
     let start = std::time::Instant::now();
