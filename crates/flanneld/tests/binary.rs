@@ -1,0 +1,109 @@
+//! The executable itself: what it prints where, and how it ends, before it touches anything.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed test is a panic"
+)]
+
+use std::process::{Command, Output, Stdio};
+
+fn flanneld(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flanneld"))
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    assert!(output.stdout.is_empty(), "nothing belongs on standard output");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn flanneld_when_asked_for_help_or_version_ends_with_zero() {
+    let output = flanneld(&["--version"]);
+    assert_eq!(
+        (output.status.code(), stderr(&output).as_str()),
+        (Some(0), concat!(env!("CARGO_PKG_VERSION"), "\n"))
+    );
+    let output = flanneld(&["-h"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stderr(&output).starts_with("Usage: "));
+}
+
+#[test]
+fn flanneld_when_the_command_line_cannot_be_used_says_why_first_and_ends_with_two() {
+    for (arguments, line) in [
+        (
+            &["--etcd-ca-file=/x"][..],
+            "flag provided but not defined: -etcd-ca-file (did you mean --etcd-cafile?)",
+        ),
+        (
+            &["--ip-masq=yes"],
+            "invalid boolean value \"yes\" for -ip-masq: parse error",
+        ),
+        (
+            &["--kube-subnet-mgr"],
+            "--kube-subnet-mgr=\"true\": Kubernetes as the registry is not built yet",
+        ),
+        (
+            &["--iptables-resync=0"],
+            "invalid --iptables-resync=\"0\": expected seconds from 1 to 4294967295",
+        ),
+    ] {
+        let output = flanneld(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(stderr(&output).lines().next(), Some(line));
+    }
+}
+
+#[test]
+fn flanneld_when_standard_error_is_closed_does_not_panic() {
+    let program = env!("CARGO_BIN_EXE_flanneld");
+    for (arguments, code) in [("--version", 0), ("--nonsense", 2)] {
+        let script = format!("exec '{program}' {arguments} 2>&-");
+        let status = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments}");
+    }
+}
+
+#[test]
+fn flanneld_when_its_port_or_socket_is_taken_says_so_and_ends_with_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let subnet_file = format!("--subnet-file={}/subnet.env", folder.path().display());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let output = flanneld(&[
+        &subnet_file,
+        "--healthz-ip=127.0.0.1",
+        &format!("--healthz-port={port}"),
+    ]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.contains(&format!("cannot serve health on 127.0.0.1:{port}: ")),
+        "{last}"
+    );
+
+    let _other = std::os::unix::net::UnixListener::bind(folder.path().join("subnet.env.sock")).unwrap();
+    let output = flanneld(&[&subnet_file]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.lines()
+            .last()
+            .unwrap()
+            .contains("another flanneld is running"),
+        "{text}"
+    );
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "nothing but the other's socket: {left:?}");
+}
