@@ -9,7 +9,12 @@ use embedded::Options;
 async fn main() -> Result<(), Box<dyn Error>> {
     let dir = std::env::args_os().nth(1).ok_or("usage: serve DIR")?;
     let listen = vec!["127.0.0.1:0".to_owned()];
-    let options = Options { listen, data_dir: dir.into(), tls: None, insecure: false };
+    let options = Options {
+        listen,
+        data_dir: dir.into(),
+        tls: None,
+        insecure: false,
+    };
     let bound = embedded::serve(options, std::future::pending()).await?;
     writeln!(std::io::stdout().lock(), "{}", bound.urls().join(","))?;
     Ok(bound.finished().await?)

@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
@@ -30,7 +30,7 @@ pub use tls::{Tls, TlsError};
 
 use http::Router;
 use service::{Registry, Shared};
-use store::Store;
+use store::{Opened, Store};
 
 /// How long a stop waits for the store's last user.
 const CLOSE: Duration = Duration::from_secs(1);
@@ -144,8 +144,11 @@ pub async fn serve(
         .map(|address| format!("{scheme}://{address}"))
         .collect();
 
-    let (store, writer) = Store::open(&options.data_dir)?;
-    let in_use = Arc::downgrade(&store);
+    let Opened {
+        store,
+        writer,
+        closed,
+    } = Store::open(&options.data_dir)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let shared = Shared {
         store,
@@ -172,11 +175,8 @@ pub async fn serve(
         stop.send_replace(true);
         while accepting.join_next().await.is_some() {}
         let stopped = writer.stop().await;
-        // The file closes with its last user: streams that are just ending.
-        let deadline = Instant::now() + CLOSE;
-        while in_use.strong_count() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        // Streams that are just ending hold it a moment longer.
+        let _ = tokio::time::timeout(CLOSE, closed.wait()).await;
         match (failure, stopped) {
             (Some(reason), _) => Err(ServeError::Storage(reason)),
             (None, stopped) => stopped.map_err(|refusal| ServeError::Storage(refusal.to_string())),

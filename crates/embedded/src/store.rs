@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use etcd_proto::etcdserverpb as pb;
+use tokio::sync::oneshot;
 
 use crate::feed::Feed;
 use crate::refusal::Refusal;
@@ -17,6 +18,8 @@ mod disk;
 mod history;
 mod index;
 mod lease;
+#[cfg(test)]
+mod model;
 mod range;
 mod span;
 mod state;
@@ -53,12 +56,38 @@ pub struct Store {
     pub cluster_id: u64,
     /// Likewise.
     pub member_id: u64,
+    /// INVARIANT: the last two fields, so that whoever sees `_open` gone may open the directory again.
     _lock: File,
+    _open: oneshot::Sender<()>,
+}
+
+/// A store that was just opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Readers' side.
+    pub store: Arc<Store>,
+    /// Writers' side.
+    pub writer: Writer,
+    /// Says when the last user of the store has gone and its directory is free.
+    pub closed: Closed,
+}
+
+/// See [`Opened::closed`].
+#[derive(Debug)]
+pub struct Closed(oneshot::Receiver<()>);
+
+impl Closed {
+    /// Completes when the directory is free.
+    pub async fn wait(self) {
+        // Nothing is ever sent: the sender going is the news.
+        let _ = self.0.await;
+    }
 }
 
 impl Store {
     /// Opens or makes the store in `dir` and starts its writer.
-    pub fn open(dir: &Path) -> Result<(Arc<Store>, Writer), OpenError> {
+    pub fn open(dir: &Path) -> Result<Opened, OpenError> {
+        let (open, closed) = oneshot::channel();
         let loaded = disk::open(dir)?;
         let state = State {
             index: loaded.index,
@@ -75,13 +104,18 @@ impl Store {
             cluster_id: loaded.cluster_id,
             member_id: loaded.member_id,
             _lock: loaded.lock,
+            _open: open,
         });
         let writer =
             Writer::start(store.clone(), loaded.removable).map_err(|source| OpenError::Directory {
                 path: dir.to_owned(),
                 source,
             })?;
-        Ok((store, writer))
+        Ok(Opened {
+            store,
+            writer,
+            closed: Closed(closed),
+        })
     }
 
     /// The newest revision readers see.

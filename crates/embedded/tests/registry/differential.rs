@@ -29,21 +29,34 @@ pub async fn reply(clients: &mut Clients, call: Call) -> String {
     match call {
         Call::Range(call) => shown(clients.kv.range(call).await, |reply| plain(&mut reply.header)),
         Call::Put(call) => shown(clients.kv.put(call).await, |reply| plain(&mut reply.header)),
-        Call::Delete(call) => shown(clients.kv.delete_range(call).await, |reply| plain(&mut reply.header)),
+        Call::Delete(call) => shown(clients.kv.delete_range(call).await, |reply| {
+            plain(&mut reply.header)
+        }),
         Call::Txn(call) => shown(clients.kv.txn(call).await, |reply| plain(&mut reply.header)),
         Call::Compact(call) => shown(clients.kv.compact(call).await, |reply| plain(&mut reply.header)),
-        Call::Grant(call) => shown(clients.lease.lease_grant(call).await, |reply| plain(&mut reply.header)),
-        Call::Revoke(call) => shown(clients.lease.lease_revoke(call).await, |reply| plain(&mut reply.header)),
+        Call::Grant(call) => shown(clients.lease.lease_grant(call).await, |reply| {
+            plain(&mut reply.header)
+        }),
+        Call::Revoke(call) => shown(clients.lease.lease_revoke(call).await, |reply| {
+            plain(&mut reply.header)
+        }),
         Call::TimeToLive(call) => shown(clients.lease.lease_time_to_live(call).await, |reply| {
             plain(&mut reply.header);
             reply.keys.sort();
             // Both count whole seconds of hundreds; the calls are milliseconds apart.
-            reply.ttl = if reply.ttl >= 0 { (reply.ttl + 50) / 100 * 100 } else { reply.ttl };
+            reply.ttl = if reply.ttl >= 0 {
+                (reply.ttl + 50) / 100 * 100
+            } else {
+                reply.ttl
+            };
         }),
-        Call::Leases => shown(clients.lease.lease_leases(pb::LeaseLeasesRequest {}).await, |reply| {
-            plain(&mut reply.header);
-            reply.leases.sort_by_key(|lease| lease.id);
-        }),
+        Call::Leases => shown(
+            clients.lease.lease_leases(pb::LeaseLeasesRequest {}).await,
+            |reply| {
+                plain(&mut reply.header);
+                reply.leases.sort_by_key(|lease| lease.id);
+            },
+        ),
         Call::KeepAlive(id) => {
             let requests = tokio_stream::iter([pb::LeaseKeepAliveRequest { id }]);
             match clients.lease.lease_keep_alive(requests).await {
@@ -94,8 +107,17 @@ impl Pair {
     pub async fn start() -> Pair {
         let dir = TempDir::new().expect("a directory");
         let (server, process) = (Ours::start(dir.path()).await, Process::etcd().await);
-        let (ours, etcd) = (Clients::connect(&server.url).await, Clients::connect(&process.url).await);
-        Pair { ours, etcd, server, _process: process, _dir: dir }
+        let (ours, etcd) = (
+            Clients::connect(&server.url).await,
+            Clients::connect(&process.url).await,
+        );
+        Pair {
+            ours,
+            etcd,
+            server,
+            _process: process,
+            _dir: dir,
+        }
     }
 
     /// Gives both the call; the reply, which must be the same.
@@ -112,42 +134,75 @@ impl Pair {
 }
 
 pub fn put(key: &str, value: &str) -> pb::PutRequest {
-    pb::PutRequest { key: key.into(), value: value.into(), ..Default::default() }
+    pb::PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    }
 }
 
 pub fn op(request: Request) -> pb::RequestOp {
-    pb::RequestOp { request: Some(request) }
+    pb::RequestOp {
+        request: Some(request),
+    }
 }
 
 fn delete(key: &str, range_end: &str) -> pb::DeleteRangeRequest {
-    pb::DeleteRangeRequest { key: key.into(), range_end: range_end.into(), prev_kv: true }
+    pb::DeleteRangeRequest {
+        key: key.into(),
+        range_end: range_end.into(),
+        prev_kv: true,
+    }
 }
 
 fn range(key: &str, range_end: &str) -> pb::RangeRequest {
-    pb::RangeRequest { key: key.into(), range_end: range_end.into(), ..Default::default() }
+    pb::RangeRequest {
+        key: key.into(),
+        range_end: range_end.into(),
+        ..Default::default()
+    }
 }
 
 fn then(ops: Vec<pb::RequestOp>) -> pb::TxnRequest {
-    pb::TxnRequest { success: ops, ..Default::default() }
+    pb::TxnRequest {
+        success: ops,
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
 async fn every_error_case_when_given_to_both_is_answered_alike() {
     let mut pair = Pair::start().await;
     let big = "x".repeat(1_600_000);
-    let many = |count: usize| (0..count).map(|i| op(Request::RequestPut(put(&format!("k{i}"), "")))).collect();
+    let many = |count: usize| {
+        (0..count)
+            .map(|i| op(Request::RequestPut(put(&format!("k{i}"), ""))))
+            .collect()
+    };
     let nested = |txn: pb::TxnRequest| op(Request::RequestTxn(txn));
     let puts = |key: &str| op(Request::RequestPut(put(key, "v")));
     let deletes = |key: &str, end: &str| op(Request::RequestDeleteRange(delete(key, end)));
-    let either = |success, failure| pb::TxnRequest { compare: vec![], success, failure };
+    let either = |success, failure| pb::TxnRequest {
+        compare: vec![],
+        success,
+        failure,
+    };
     let ignoring = |key: &str, value: &str, ignore_value, ignore_lease, lease| pb::PutRequest {
         ignore_value,
         ignore_lease,
         lease,
         ..put(key, value)
     };
-    let at = |revision| pb::RangeRequest { revision, ..range("a", "") };
-    let compact = |revision| Call::Compact(pb::CompactionRequest { revision, physical: false });
+    let at = |revision| pb::RangeRequest {
+        revision,
+        ..range("a", "")
+    };
+    let compact = |revision| {
+        Call::Compact(pb::CompactionRequest {
+            revision,
+            physical: false,
+        })
+    };
     let grant = |id, ttl| Call::Grant(pb::LeaseGrantRequest { ttl, id });
     let calls = vec![
         Call::Range(range("", "")),
@@ -159,7 +214,10 @@ async fn every_error_case_when_given_to_both_is_answered_alike() {
         Call::Put(ignoring("a", "v", false, true, 7)),
         Call::Put(ignoring("gone", "", true, false, 0)),
         Call::Put(ignoring("gone", "", true, false, 7)),
-        Call::Put(pb::PutRequest { lease: 7, ..put("a", "2") }),
+        Call::Put(pb::PutRequest {
+            lease: 7,
+            ..put("a", "2")
+        }),
         Call::Put(put("big", &big)),
         Call::Txn(then(vec![op(Request::RequestPut(put("big", &big)))])),
         Call::Txn(then(many(128))),
@@ -175,14 +233,27 @@ async fn every_error_case_when_given_to_both_is_answered_alike() {
         Call::Txn(then(vec![puts("d"), puts("f"), deletes("e", "\0")])),
         Call::Txn(then(vec![puts("d"), deletes("z", "a")])),
         Call::Txn(then(vec![nested(either(vec![puts("x")], vec![puts("x")]))])),
-        Call::Txn(then(vec![nested(then(vec![puts("x")])), nested(then(vec![puts("x")]))])),
+        Call::Txn(then(vec![
+            nested(then(vec![puts("x")])),
+            nested(then(vec![puts("x")])),
+        ])),
         Call::Txn(then(vec![nested(then(vec![puts("x")])), puts("x")])),
         Call::Txn(then(vec![nested(then(vec![deletes("x", "")])), puts("x")])),
-        Call::Txn(then(vec![nested(then(vec![puts("x")])), nested(then(vec![deletes("x", "")]))])),
-        Call::Txn(then(vec![nested(then(vec![deletes("x", "")])), nested(then(vec![deletes("a", "\0")]))])),
+        Call::Txn(then(vec![
+            nested(then(vec![puts("x")])),
+            nested(then(vec![deletes("x", "")])),
+        ])),
+        Call::Txn(then(vec![
+            nested(then(vec![deletes("x", "")])),
+            nested(then(vec![deletes("a", "\0")])),
+        ])),
         Call::Txn(either(vec![], vec![puts("x"), puts("x")])),
-        Call::Txn(then(vec![op(Request::RequestPut(ignoring("gone", "", true, false, 0)))])),
-        Call::Txn(then(vec![op(Request::RequestPut(ignoring("gone", "", true, false, 9)))])),
+        Call::Txn(then(vec![op(Request::RequestPut(ignoring(
+            "gone", "", true, false, 0,
+        )))])),
+        Call::Txn(then(vec![op(Request::RequestPut(ignoring(
+            "gone", "", true, false, 9,
+        )))])),
         Call::Txn(then(vec![op(Request::RequestRange(at(9999)))])),
         Call::Txn(then(vec![op(Request::RequestRange(at(9999))), puts("y")])),
         Call::Txn(then(vec![op(Request::RequestRange(at(-5)))])),
@@ -213,8 +284,14 @@ async fn every_error_case_when_given_to_both_is_answered_alike() {
         grant(10, 0),
         grant(11, -10),
         Call::KeepAlive(9),
-        Call::Put(pb::PutRequest { lease: 9, ..put("leased", "1") }),
-        Call::Put(pb::PutRequest { lease: 9, ..put("leased2", "1") }),
+        Call::Put(pb::PutRequest {
+            lease: 9,
+            ..put("leased", "1")
+        }),
+        Call::Put(pb::PutRequest {
+            lease: 9,
+            ..put("leased2", "1")
+        }),
         Call::Put(ignoring("leased", "2", false, true, 0)),
         Call::TimeToLive(pb::LeaseTimeToLiveRequest { id: 9, keys: true }),
         Call::Revoke(pb::LeaseRevokeRequest { id: 9 }),
@@ -257,8 +334,16 @@ impl Draw {
         let lease = self.random.pick(&[0, 0, 0, 101, 102, 103, 104]);
         pb::PutRequest {
             key: self.key(),
-            value: if ignore_value && self.random.chance(90) { vec![] } else { value.into() },
-            lease: if ignore_lease && self.random.chance(90) { 0 } else { lease },
+            value: if ignore_value && self.random.chance(90) {
+                vec![]
+            } else {
+                value.into()
+            },
+            lease: if ignore_lease && self.random.chance(90) {
+                0
+            } else {
+                lease
+            },
             prev_kv: self.random.chance(50),
             ignore_value,
             ignore_lease,
@@ -268,17 +353,31 @@ impl Draw {
     fn range(&mut self) -> pb::RangeRequest {
         let sorted = self.random.chance(40);
         let bounded = self.random.chance(25);
-        let mut bound = |draw: &mut Draw| if bounded { draw.some_revision().max(0) } else { 0 };
+        let bound = |draw: &mut Draw| if bounded { draw.some_revision().max(0) } else { 0 };
         let (min_mod_revision, max_create_revision) = (bound(self), bound(self));
-        let mut other = |draw: &mut Draw| if draw.random.chance(10) { draw.some_revision().max(0) } else { 0 };
+        let other = |draw: &mut Draw| {
+            if draw.random.chance(10) {
+                draw.some_revision().max(0)
+            } else {
+                0
+            }
+        };
         let (max_mod_revision, min_create_revision) = (other(self), other(self));
         pb::RangeRequest {
             key: self.key(),
             range_end: self.end(),
             limit: self.random.pick(&[0, 0, 0, 1, 2, 5, -1]),
-            revision: if self.random.chance(30) { self.some_revision() } else { 0 },
+            revision: if self.random.chance(30) {
+                self.some_revision()
+            } else {
+                0
+            },
             sort_order: if sorted { self.random.pick(&[0, 1, 2]) } else { 0 },
-            sort_target: if sorted { self.random.pick(&[0, 1, 2, 3, 4]) } else { 0 },
+            sort_target: if sorted {
+                self.random.pick(&[0, 1, 2, 3, 4])
+            } else {
+                0
+            },
             serializable: self.random.chance(20),
             keys_only: self.random.chance(20),
             count_only: self.random.chance(10),
@@ -290,8 +389,16 @@ impl Draw {
     }
 
     fn delete(&mut self) -> pb::DeleteRangeRequest {
-        let range_end = if self.random.chance(40) { self.end() } else { vec![] };
-        pb::DeleteRangeRequest { key: self.key(), range_end, prev_kv: self.random.chance(50) }
+        let range_end = if self.random.chance(40) {
+            self.end()
+        } else {
+            vec![]
+        };
+        pb::DeleteRangeRequest {
+            key: self.key(),
+            range_end,
+            prev_kv: self.random.chance(50),
+        }
     }
 
     fn compare(&mut self) -> pb::Compare {
@@ -304,9 +411,19 @@ impl Draw {
             4 => (4, Some(TargetUnion::Lease(self.random.pick(&[0, 101, 102])))),
             _ => (self.random.pick(&[0, 1, 2, 3, 4]), None),
         };
-        let range_end = if self.random.chance(30) { self.end() } else { vec![] };
+        let range_end = if self.random.chance(30) {
+            self.end()
+        } else {
+            vec![]
+        };
         let result = self.random.pick(&[0, 1, 2, 3]);
-        pb::Compare { result, target, key: self.key(), range_end, target_union: union }
+        pb::Compare {
+            result,
+            target,
+            key: self.key(),
+            range_end,
+            target_union: union,
+        }
     }
 
     fn compares(&mut self) -> Vec<pb::Compare> {
@@ -345,9 +462,15 @@ impl Draw {
                 let deleting = self.random.chance(50);
                 Call::Txn(self.txn(2, deleting))
             }
-            82..=87 => Call::Grant(pb::LeaseGrantRequest { ttl: self.random.pick(&[300, 600]), id: lease }),
+            82..=87 => Call::Grant(pb::LeaseGrantRequest {
+                ttl: self.random.pick(&[300, 600]),
+                id: lease,
+            }),
             88..=90 => Call::Revoke(pb::LeaseRevokeRequest { id: lease }),
-            91..=93 => Call::TimeToLive(pb::LeaseTimeToLiveRequest { id: lease, keys: true }),
+            91..=93 => Call::TimeToLive(pb::LeaseTimeToLiveRequest {
+                id: lease,
+                keys: true,
+            }),
             94..=95 => Call::KeepAlive(lease),
             96 => Call::Leases,
             _ => {
@@ -362,14 +485,28 @@ impl Draw {
 async fn random_calls_when_given_to_both_are_answered_alike() {
     for seed in [0x5eed_0001, 0x5eed_0002, 0x5eed_0003] {
         let mut pair = Pair::start().await;
-        let mut draw = Draw { random: Random(seed), revision: 1 };
+        let mut draw = Draw {
+            random: Random(seed),
+            revision: 1,
+        };
         for _ in 0..400 {
             let call = draw.call();
             pair.call(call).await;
-            let header = pair.ours.kv.range(range("a", "")).await.expect("a read").into_inner().header;
+            let header = pair
+                .ours
+                .kv
+                .range(range("a", ""))
+                .await
+                .expect("a read")
+                .into_inner()
+                .header;
             draw.revision = header.expect("a header").revision;
         }
-        assert!(draw.revision > 100, "the calls of seed {seed:x} hardly write: revision {}", draw.revision);
+        assert!(
+            draw.revision > 100,
+            "the calls of seed {seed:x} hardly write: revision {}",
+            draw.revision
+        );
         pair.stop().await;
     }
 }

@@ -40,7 +40,14 @@ impl Clients {
                 Ok(channel) => {
                     let mut clients = Clients::over(channel);
                     // A real etcd accepts before it has a leader.
-                    match clients.kv.range(RangeRequest { key: b"x".to_vec(), ..Default::default() }).await {
+                    match clients
+                        .kv
+                        .range(RangeRequest {
+                            key: b"x".to_vec(),
+                            ..Default::default()
+                        })
+                        .await
+                    {
                         Ok(_) => return clients,
                         Err(status) => status.to_string(),
                     }
@@ -83,8 +90,14 @@ impl Ours {
         let shutdown = async move {
             let _ = stopped.await;
         };
-        let bound = embedded::serve(options, shutdown).await.expect("our server starts");
-        Ours { url: bound.urls()[0].clone(), bound, stop }
+        let bound = embedded::serve(options, shutdown)
+            .await
+            .expect("our server starts");
+        Ours {
+            url: bound.urls()[0].clone(),
+            bound,
+            stop,
+        }
     }
 
     pub async fn stop(self) {
@@ -110,9 +123,15 @@ impl Process {
             .expect("examples/serve runs: cargo test -p embedded builds it");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("stdout");
-        BufReader::new(stdout).read_line(&mut line).expect("the ready line");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("the ready line");
         assert!(line.starts_with("http://"), "ready line: {line:?}");
-        Process { url: line.trim().to_owned(), child, _dir: None }
+        Process {
+            url: line.trim().to_owned(),
+            child,
+            _dir: None,
+        }
     }
 
     /// Debian's etcd, empty, writing to a directory of its own.
@@ -122,17 +141,47 @@ impl Process {
         let child = Command::new("etcd")
             .arg("--data-dir")
             .arg(dir.path())
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--logger", "zap", "--log-level", "error"])
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args([
+                "--initial-cluster",
+                &format!("default={peer}"),
+                "--logger",
+                "zap",
+                "--log-level",
+                "error",
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("etcd (Debian package etcd-server) runs");
-        let etcd = Process { url: client, child, _dir: Some(dir) };
+        let etcd = Process {
+            url: client,
+            child,
+            _dir: Some(dir),
+        };
         let mut clients = Clients::connect(&etcd.url).await;
-        let status = clients.maintenance.status(StatusRequest {}).await.expect("status").into_inner();
-        assert!(status.version.starts_with("3.4."), "the reference is etcd 3.4, not {}", status.version);
+        let status = clients
+            .maintenance
+            .status(StatusRequest {})
+            .await
+            .expect("status")
+            .into_inner();
+        assert!(
+            status.version.starts_with("3.4."),
+            "the reference is etcd 3.4, not {}",
+            status.version
+        );
         etcd
     }
 
@@ -155,7 +204,11 @@ impl Drop for Process {
 
 fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this test's path");
-    test.parent().and_then(Path::parent).expect("target/debug").join("examples").join(name)
+    test.parent()
+        .and_then(Path::parent)
+        .expect("target/debug")
+        .join("examples")
+        .join(name)
 }
 
 fn free_url() -> String {
