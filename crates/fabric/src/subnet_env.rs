@@ -72,9 +72,12 @@ pub fn repair(existing: &str, ours: &SubnetEnv) -> String {
         .lines()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    let (mut own, foreign): (Vec<&str>, Vec<&str>) = existing
-        .split_inclusive('\n')
-        .partition(|line| dotenv::key_of(line).is_some_and(|key| KEYS.contains(&key)));
+    let ours_in_any_form = |line: &&str| {
+        let key = dotenv::key_of(line).unwrap_or(line.trim());
+        KEYS.contains(&key)
+    };
+    let (mut own, foreign): (Vec<&str>, Vec<&str>) =
+        existing.split_inclusive('\n').partition(ours_in_any_form);
     let bare = |line: &&str| line.trim_end_matches('\n').to_owned();
     own.sort_unstable();
     let mut sorted = wanted.clone();

@@ -123,6 +123,7 @@ fn repair_when_keys_are_missing_changed_doubled_or_unwanted_restores_ours_and_ke
         V4.replace("FLANNEL_MTU=1450\n", ""),
         format!("{V4}FLANNEL_MTU=1450\n"),
         format!("{V4}export FLANNEL_MTU=1500\n"),
+        format!("{V4}FLANNEL_MTU\n"),
         DUAL.to_owned(),
     ] {
         assert_eq!(repair(&broken, &v4()), V4, "{broken:?}");
