@@ -3,6 +3,8 @@
 //! Everything here is blocking and synchronous, decides nothing, and speaks `fabric`'s objects at its edge. `unsafe` is
 //! allowed in this crate alone, each block with the reason why it holds.
 
+pub mod exec;
+pub mod firewall;
 pub mod heap;
 pub mod host;
 pub mod inotify;
