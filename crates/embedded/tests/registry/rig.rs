@@ -134,6 +134,22 @@ impl Process {
         }
     }
 
+    /// Starts ours and kills it, ready or not.
+    pub fn killed_after(dir: &Path, time: Duration) {
+        let child = Command::new(example("serve"))
+            .arg(dir)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("examples/serve");
+        std::thread::sleep(time);
+        Process {
+            url: String::new(),
+            child,
+            _dir: None,
+        }
+        .kill();
+    }
+
     /// Debian's etcd, empty, writing to a directory of its own.
     pub async fn etcd() -> Process {
         let dir = TempDir::new().expect("a directory for etcd");
