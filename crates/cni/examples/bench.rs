@@ -1,0 +1,479 @@
+//! Measures the plugins through their executable: one at a time, fifty at once, beside Debian's Go plugins and beside the
+//! kernel's own share (`RTM_DELLINK` alone), all in one run, because only the ratios travel between machines.
+//!
+//! `bench [--json] [--plugin FILE] [--go FOLDER] [--operations N]`, as root. Everything happens in namespaces of its own.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use fabric::object::LinkName;
+use kernel::netns::Netns;
+use kernel::rtnl::Rtnl;
+use kernel::rtnl::bridge::PortOptions;
+use kernel::rtnl::veth::VethPair;
+use std::os::fd::AsFd;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+const PODS: usize = 50;
+const CROWD: usize = 4000;
+
+fn main() -> ExitCode {
+    match Options::read().and_then(|options| run(&options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Options {
+    json: bool,
+    plugin: PathBuf,
+    go: PathBuf,
+    operations: usize,
+}
+
+impl Options {
+    fn read() -> Outcome<Options> {
+        let here = std::env::current_exe()?;
+        let built = here
+            .parent()
+            .and_then(Path::parent)
+            .unwrap_or(Path::new("."))
+            .join("flannel-cni");
+        let mut options = Options {
+            json: false,
+            plugin: built,
+            go: "/usr/lib/cni".into(),
+            operations: 200,
+        };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--json" => options.json = true,
+                "--plugin" => options.plugin = value()?.into(),
+                "--go" => options.go = value()?.into(),
+                "--operations" => options.operations = value()?.parse()?,
+                _ => return Err(format!("unknown argument {arg}").into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Namespaces and files of a run; all gone when dropped.
+struct Room {
+    prefix: String,
+    folder: PathBuf,
+}
+
+impl Room {
+    fn new() -> Outcome<Room> {
+        let prefix = format!("cnib{}", std::process::id());
+        let room = Room {
+            folder: std::env::temp_dir().join(&prefix),
+            prefix,
+        };
+        std::fs::create_dir_all(room.folder.join("bin"))?;
+        for name in std::iter::once(room.host()).chain((0..PODS).map(|i| room.pod(i))) {
+            ip(&["netns", "add", &name])?;
+        }
+        ip(&["-n", &room.host(), "link", "set", "lo", "up"])?;
+        Ok(room)
+    }
+    fn host(&self) -> String {
+        format!("{}-h", self.prefix)
+    }
+    fn pod(&self, i: usize) -> String {
+        format!("{}-c{i}", self.prefix)
+    }
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+    fn path(&self, name: &str) -> String {
+        self.file(name).display().to_string()
+    }
+    /// Bridge and reservations as on a new node.
+    fn clear(&self) -> Outcome<()> {
+        let _ = Command::new("ip")
+            .args(["link", "del", "cni0"])
+            .stderr(Stdio::null())
+            .status();
+        for name in ["networks", "flannel"] {
+            let _ = std::fs::remove_dir_all(self.file(name));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        for name in std::iter::once(self.host()).chain((0..PODS).map(|i| self.pod(i))) {
+            let _ = ip(&["netns", "del", &name]);
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn ip(args: &[&str]) -> Outcome<()> {
+    let output = Command::new("ip").args(args).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "ip {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    )
+    .into())
+}
+
+/// A plugin and its configuration.
+struct Subject<'a> {
+    room: &'a Room,
+    program: PathBuf,
+    config: PathBuf,
+    plugins: PathBuf,
+}
+
+impl Subject<'_> {
+    fn spawn(&self, verb: &str, pod: usize, container: &str) -> Outcome<Child> {
+        let netns = format!("/run/netns/{}", self.room.pod(pod));
+        let log = self.room.file(&format!("out-{pod}"));
+        Ok(Command::new(&self.program)
+            .env_clear()
+            .envs([
+                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                ("CNI_COMMAND", verb),
+                ("CNI_CONTAINERID", container),
+                ("CNI_NETNS", &netns),
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_PATH", &self.plugins.display().to_string()),
+            ])
+            .stdin(File::open(&self.config)?)
+            .stdout(File::create(&log)?)
+            .stderr(Stdio::null())
+            .spawn()?)
+    }
+
+    fn finish(&self, verb: &str, pod: usize, mut child: Child) -> Outcome<()> {
+        if child.wait()?.success() {
+            return Ok(());
+        }
+        let said = std::fs::read_to_string(self.room.file(&format!("out-{pod}")))?;
+        Err(format!("{} {verb}: {said}", self.program.display()).into())
+    }
+
+    fn once(&self, verb: &str, pod: usize, container: &str) -> Outcome<Duration> {
+        let started = Instant::now();
+        let child = self.spawn(verb, pod, container)?;
+        self.finish(verb, pod, child)?;
+        Ok(started.elapsed())
+    }
+}
+
+fn container(i: usize) -> String {
+    format!("{i:064x}")
+}
+
+/// Latencies in milliseconds, and CPU per operation.
+#[derive(Default)]
+struct Series(Vec<f64>);
+
+impl Series {
+    fn push(&mut self, time: Duration) {
+        self.0.push(time.as_secs_f64() * 1e3);
+    }
+    fn at(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let index = ((sorted.len().saturating_sub(1)) as f64 * share).round() as usize;
+        sorted.get(index).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// CPU time of ended children so far, in milliseconds.
+fn children_cpu() -> Outcome<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split(' ').collect())
+        .unwrap_or_default();
+    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    let hertz = rustix::param::clock_ticks_per_second() as f64;
+    Ok((ticks(13) + ticks(14)) * 1e3 / hertz)
+}
+
+type Figures = BTreeMap<String, f64>;
+
+fn sequential(figures: &mut Figures, name: &str, subject: &Subject<'_>, operations: usize) -> Outcome<()> {
+    let (mut adds, mut dels) = (Series::default(), Series::default());
+    for i in 0..3 {
+        subject.once("ADD", 0, &container(i))?;
+        subject.once("DEL", 0, &container(i))?;
+    }
+    let (mut add_cpu, mut del_cpu) = (0.0, 0.0);
+    for chunk in 0..operations.div_ceil(PODS) {
+        let before = children_cpu()?;
+        for pod in 0..PODS {
+            adds.push(subject.once("ADD", pod, &container(chunk * PODS + pod))?);
+        }
+        let between = children_cpu()?;
+        for pod in 0..PODS {
+            dels.push(subject.once("DEL", pod, &container(chunk * PODS + pod))?);
+        }
+        add_cpu += between - before;
+        del_cpu += children_cpu()? - between;
+    }
+    let count = adds.0.len() as f64;
+    for (verb, series, cpu) in [("add", adds, add_cpu), ("del", dels, del_cpu)] {
+        figures.insert(format!("{name}.{verb}.p50_ms"), series.at(0.5));
+        figures.insert(format!("{name}.{verb}.p99_ms"), series.at(0.99));
+        figures.insert(format!("{name}.{verb}.cpu_ms"), cpu / count);
+    }
+    Ok(())
+}
+
+/// Starts an operation on every pod at once, and again as often as asked.
+fn crowd(figures: &mut Figures, name: &str, subject: &Subject<'_>, rounds: usize) -> Outcome<()> {
+    let (mut adds, mut dels) = (Series::default(), Series::default());
+    let (mut add_cpu, mut del_cpu) = (0.0, 0.0);
+    for round in 0..rounds {
+        for (verb, rates, cpu) in [("ADD", &mut adds, &mut add_cpu), ("DEL", &mut dels, &mut del_cpu)] {
+            let before = children_cpu()?;
+            let started = Instant::now();
+            let mut running = Vec::new();
+            for pod in 0..PODS {
+                running.push((pod, subject.spawn(verb, pod, &container(round * PODS + pod))?));
+            }
+            for (pod, child) in running {
+                subject.finish(verb, pod, child)?;
+            }
+            rates.0.push(PODS as f64 / started.elapsed().as_secs_f64());
+            *cpu += children_cpu()? - before;
+        }
+    }
+    let operations = (rounds * PODS) as f64;
+    figures.insert(format!("{name}.at_once.add_per_s"), adds.at(0.5));
+    figures.insert(format!("{name}.at_once.del_per_s"), dels.at(0.5));
+    figures.insert(format!("{name}.at_once.add_cpu_ms"), add_cpu / operations);
+    figures.insert(format!("{name}.at_once.del_cpu_ms"), del_cpu / operations);
+    Ok(())
+}
+
+/// Executed programs and started threads of one operation, seen by strace.
+fn count_calls(figures: &mut Figures, name: &str, subject: &Subject<'_>) -> Outcome<()> {
+    subject.once("ADD", 1, &container(1))?;
+    for (verb, key) in [("ADD", "add"), ("DEL", "del")] {
+        let log = subject.room.file("trace");
+        let netns = format!("/run/netns/{}", subject.room.pod(0));
+        let status = Command::new("strace")
+            .args(["-f", "-qq", "-o"])
+            .arg(&log)
+            .arg(&subject.program)
+            .env_clear()
+            .envs([
+                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                ("CNI_COMMAND", verb),
+                ("CNI_CONTAINERID", &container(0)),
+                ("CNI_NETNS", &netns),
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_PATH", &subject.plugins.display().to_string()),
+            ])
+            .stdin(File::open(&subject.config)?)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()?;
+        if !status.success() {
+            return Err(format!("strace of {} {verb} failed", subject.program.display()).into());
+        }
+        let trace = std::fs::read_to_string(&log)?;
+        let count = |wanted: &[&str]| {
+            let call = |line: &str| line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+            let hit = |line: &&str| wanted.iter().any(|w| call(line).starts_with(&format!("{w}(")));
+            trace.lines().filter(hit).count() as f64
+        };
+        figures.insert(format!("{name}.{key}.execs"), count(&["execve"]));
+        figures.insert(
+            format!("{name}.{key}.children"),
+            count(&["clone", "clone3", "fork", "vfork"]),
+        );
+        figures.insert(format!("{name}.{key}.syscalls"), trace.lines().count() as f64);
+    }
+    subject.once("DEL", 1, &container(1))?;
+    Ok(())
+}
+
+/// The kernel's share of a DEL: the pair of an attached, configured container is deleted and nothing else.
+fn dellink(figures: &mut Figures, room: &Room, operations: usize) -> Outcome<()> {
+    let name = |text: &str| LinkName::new(text).ok_or("link name");
+    let host_ns = Netns::current()?;
+    let mut host = Rtnl::open()?;
+    let bridge = host.link_by_name(name("cni0")?)?.ok_or("no bridge cni0")?;
+    let pod_ns = Netns::open(format!("/run/netns/{}", room.pod(0)))?;
+    let mut pod = Rtnl::open_in(pod_ns.as_fd())?;
+    let (mut adds, mut dels) = (Series::default(), Series::default());
+    for i in 0..operations {
+        let (near, far) = (name("eth0")?, name(&format!("bench{i}"))?);
+        let started = Instant::now();
+        let pair = VethPair {
+            name: near,
+            mac: None,
+            peer: far,
+            peer_netns: host_ns.as_fd(),
+            mtu: 1450,
+        };
+        let link = pod.add_veth(&pair)?;
+        let options = PortOptions {
+            hairpin: true,
+            isolated: false,
+        };
+        host.attach_port(far, (bridge.name, bridge.index), options)?;
+        pod.configure_pod(link.index, &["10.244.7.200/24".parse()?], &[], false)
+            .map_err(|e| format!("{e:?}"))?;
+        adds.push(started.elapsed());
+        let started = Instant::now();
+        pod.delete_link_by_name(near)?;
+        dels.push(started.elapsed());
+    }
+    figures.insert("kernel.make_pair.p50_ms".into(), adds.at(0.5));
+    figures.insert("kernel.dellink.p50_ms".into(), dels.at(0.5));
+    figures.insert("kernel.dellink.p99_ms".into(), dels.at(0.99));
+    Ok(())
+}
+
+/// Many other reservations in the same network.
+fn populate(room: &Room) -> Outcome<()> {
+    let store = room.file("networks/cbr0");
+    std::fs::create_dir_all(&store)?;
+    for i in 0..CROWD {
+        let (a, b) = (100 + i / 250, i % 250 + 2);
+        std::fs::write(
+            store.join(format!("10.244.{a}.{b}")),
+            format!("{}\r\neth0", container(100_000 + i)),
+        )?;
+    }
+    Ok(())
+}
+
+fn run(options: &Options) -> Outcome<()> {
+    let room = Room::new()?;
+    let program = room.file("bin/flannel");
+    std::fs::copy(&options.plugin, &program).map_err(|e| format!("{}: {e}", options.plugin.display()))?;
+    Netns::open(format!("/run/netns/{}", room.host()))?.enter()?;
+    std::fs::write(
+        room.file("subnet.env"),
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.0.1/16\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+    )?;
+    let (env, flannel, networks) = (
+        room.path("subnet.env"),
+        room.path("flannel"),
+        room.path("networks"),
+    );
+    std::fs::write(
+        room.file("flannel.json"),
+        format!(
+            r#"{{"cniVersion":"0.3.1","name":"cbr0","type":"flannel","subnetFile":"{env}","dataDir":"{flannel}","ipam":{{"dataDir":"{networks}"}},"delegate":{{"hairpinMode":true,"isDefaultGateway":true}}}}"#
+        ),
+    )?;
+    std::fs::write(
+        room.file("bridge.json"),
+        format!(
+            r#"{{"cniVersion":"0.3.1","hairpinMode":true,"ipMasq":false,"ipam":{{"type":"host-local","dataDir":"{networks}","ranges":[[{{"subnet":"10.244.0.0/16"}}]],"routes":[{{"dst":"10.244.0.0/16"}}]}},"isDefaultGateway":true,"isGateway":true,"mtu":1450,"name":"cbr0","type":"bridge"}}"#
+        ),
+    )?;
+    let ours = Subject {
+        room: &room,
+        program,
+        config: room.file("flannel.json"),
+        plugins: room.file("bin"),
+    };
+    let go = Subject {
+        room: &room,
+        program: options.go.join("bridge"),
+        config: room.file("bridge.json"),
+        plugins: options.go.clone(),
+    };
+    let mut figures = Figures::new();
+    let mut floor = Series::default();
+    for _ in 0..50 {
+        let started = Instant::now();
+        Command::new("/bin/true")
+            .env_clear()
+            .stdin(Stdio::null())
+            .status()?;
+        floor.push(started.elapsed());
+    }
+    figures.insert("floor.true.p50_ms".into(), floor.at(0.5));
+    let mut version = Series::default();
+    for _ in 0..50 {
+        version.push(ours.once("VERSION", 0, "")?);
+    }
+    figures.insert("ours.version.p50_ms".into(), version.at(0.5));
+
+    sequential(&mut figures, "ours", &ours, options.operations)?;
+    dellink(&mut figures, &room, options.operations.min(100))?;
+    count_calls(&mut figures, "ours", &ours)?;
+    crowd(&mut figures, "ours", &ours, 5)?;
+    room.clear()?;
+    populate(&room)?;
+    sequential(&mut figures, "ours_with_4000", &ours, options.operations.min(100))?;
+    room.clear()?;
+    sequential(&mut figures, "go_bridge", &go, options.operations.min(100))?;
+    count_calls(&mut figures, "go_bridge", &go)?;
+    crowd(&mut figures, "go_bridge", &go, 2)?;
+    room.clear()?;
+    derive(&mut figures);
+
+    let mut text = String::new();
+    if options.json {
+        let fields = figures
+            .iter()
+            .map(|(name, value)| format!("  \"{name}\": {value:.3}"));
+        let _ = writeln!(text, "{{\n{}\n}}", fields.collect::<Vec<_>>().join(",\n"));
+    } else {
+        for (name, value) in &figures {
+            let _ = writeln!(text, "{name:<34} {value:>10.2}");
+        }
+    }
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The ratios that budgets are about.
+fn derive(figures: &mut Figures) {
+    let get = |name: &str| figures.get(name).copied().unwrap_or(f64::NAN);
+    let ratios = [
+        (
+            "ratio.add_p50_to_go_bridge",
+            get("ours.add.p50_ms") / get("go_bridge.add.p50_ms"),
+        ),
+        (
+            "ratio.del_p50_to_go_bridge",
+            get("ours.del.p50_ms") / get("go_bridge.del.p50_ms"),
+        ),
+        (
+            "ratio.add_rate_to_go_bridge",
+            get("ours.at_once.add_per_s") / get("go_bridge.at_once.add_per_s"),
+        ),
+        (
+            "ratio.add_p50_with_4000_to_without",
+            get("ours_with_4000.add.p50_ms") / get("ours.add.p50_ms"),
+        ),
+        (
+            "del_p50_beyond_dellink_ms",
+            get("ours.del.p50_ms") - get("kernel.dellink.p50_ms"),
+        ),
+    ];
+    for (name, value) in ratios {
+        figures.insert(name.to_owned(), value);
+    }
+}
