@@ -67,7 +67,8 @@ pub(crate) struct Mirror {
     own: Option<(LinkName, Option<Scope>)>,
 }
 
-const LOOPBACK: &str = "lo";
+/// Where blackholes and their like are shown to lead.
+pub(crate) const LOOPBACK: &str = "lo";
 
 impl Mirror {
     pub(crate) fn set_interest(&mut self, interest: Interest) {
@@ -82,6 +83,11 @@ impl Mirror {
         for key in outside {
             self.set(key, None, Origin::Own);
         }
+    }
+
+    /// Builds the map of objects anew, which makes its nodes full.
+    pub(crate) fn compact(&mut self) {
+        self.objects = std::mem::take(&mut self.objects).into_iter().collect();
     }
 
     fn is_wanted(&self, key: &Key) -> bool {

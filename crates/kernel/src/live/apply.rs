@@ -52,7 +52,13 @@ impl Kernel {
             if let Err(error) = planner.plan(position, op)
                 && let Some(outcome) = outcomes.get_mut(base + position)
             {
-                *outcome = Outcome::Failed(Box::new(error.of(op)));
+                // Nothing hangs on a link that is not there.
+                let gone = matches!(op, Op::Remove(_)) && error.is_absent();
+                *outcome = if gone {
+                    Outcome::Already
+                } else {
+                    Outcome::Failed(Box::new(error.of(op)))
+                };
             }
         }
         let steps = planner.steps;
@@ -113,7 +119,7 @@ impl Kernel {
             (what, Err(error))
                 if matches!(op, Op::Remove(_))
                     && (error.is_absent()
-                        || matches!(what, What::DeleteRouteBy(_)) && error.is(Errno::INVAL)) =>
+                        || matches!(what, What::DeleteRoute(Via::Nexthop(_))) && error.is(Errno::INVAL)) =>
             {
                 self.mirror.set(op.key(), None, Origin::Own);
                 *outcome = Outcome::Already;
@@ -213,10 +219,9 @@ impl Kernel {
             else {
                 continue;
             };
-            let (Some(old), Some(new)) = (self.mirror.index(from.link), self.mirror.index(to.link)) else {
+            let (Some(old), Some(new)) = (self.way_of(from), self.mirror.index(to.link)) else {
                 continue;
             };
-            let old = self.mirror.nexthop_of(from).map_or(Via::Link(old), Via::Nexthop);
             let messages = [
                 route::delete_message(from, old),
                 route::add_message(flag::PUT, to, Via::Link(new)),

@@ -10,6 +10,8 @@ use crate::nl::{Message, NetlinkError, flag};
 use crate::rtnl::route::Via;
 use crate::rtnl::{address, forwarding, neighbour, nexthop, route};
 
+use crate::mirror::LOOPBACK;
+
 use super::{Kernel, refuse};
 
 /// One message of an operation.
@@ -28,8 +30,8 @@ pub(super) enum What {
     Nexthop(u32, u32),
     /// Make or replace the route, by this next hop object.
     RouteBy(u32),
-    /// Delete the route that uses this next hop object.
-    DeleteRouteBy(u32),
+    /// Delete the route that leads this way.
+    DeleteRoute(Via),
     /// Delete this next hop object.
     DeleteNexthop(u32),
 }
@@ -43,6 +45,19 @@ pub(super) struct Planner<'a> {
     uses: HashMap<u32, u32>,
     /// Numbers given to new next hop objects, by what they are for.
     taken: HashSet<u32>,
+}
+
+impl Kernel {
+    /// What the kernel must be told of a mirrored route to delete exactly this one.
+    pub(super) fn way_of(&self, route: &Route) -> Option<Via> {
+        if let Some(id) = self.mirror.nexthop_of(route) {
+            return Some(Via::Nexthop(id));
+        }
+        if route.gateway.is_none() && route.link.as_str() == LOOPBACK {
+            return Some(Via::Nowhere);
+        }
+        self.mirror.index(route.link).map(Via::Link)
+    }
 }
 
 impl<'a> Planner<'a> {
@@ -76,16 +91,8 @@ impl<'a> Planner<'a> {
         };
         let old = self.kernel.mirror.nexthop_of(route);
         if matches!(what, Op::Remove(_)) {
-            match old {
-                Some(id) => self.steps.push(Step {
-                    op,
-                    what: What::DeleteRouteBy(id),
-                }),
-                None => self.steps.push(Step {
-                    op,
-                    what: What::Plain(index),
-                }),
-            }
+            let what = What::DeleteRoute(self.kernel.way_of(route).unwrap_or(Via::Link(index)));
+            self.steps.push(Step { op, what });
         } else {
             self.plan_route(op, route, index);
         }
@@ -197,13 +204,12 @@ pub(super) fn message(op: &Op, what: What, flags: Option<u16>) -> Option<Message
     let exclusive = flags.unwrap_or(if is_add { flag::ADD } else { flag::PUT });
     Some(match (op, what) {
         (_, What::DeleteNexthop(id)) => nexthop::delete_message(id),
-        (Op::Remove(Object::Route(r)), What::DeleteRouteBy(id)) => route::delete_message(r, Via::Nexthop(id)),
+        (Op::Remove(Object::Route(r)), What::DeleteRoute(via)) => route::delete_message(r, via),
         (Op::Remove(object), What::Plain(index)) => match object {
             Object::Address(a) => address::delete_message(index, a.address),
             Object::Neighbour(n) => neighbour::delete_message(index, n.address),
             Object::Forwarding(f) => forwarding::delete_message(index, f.mac, f.remote),
-            Object::Route(r) => route::delete_message(r, Via::Link(index)),
-            Object::Link(_) => return None,
+            Object::Route(_) | Object::Link(_) => return None,
         },
         (Op::Add(object) | Op::Change { to: object, .. }, what) => match (object, what) {
             (Object::Address(a), What::Plain(index)) => address::add_message(index, a.address),

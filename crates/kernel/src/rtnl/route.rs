@@ -103,6 +103,8 @@ pub enum Via {
     Link(u32),
     /// The next hop object of this number.
     Nexthop(u32),
+    /// None: of a blackhole and its like. In a deletion it matches any.
+    Nowhere,
 }
 
 struct Header {
@@ -221,6 +223,7 @@ pub fn add_message(flags: u16, route: &Route, via: Via) -> Message {
     match via {
         Via::Nexthop(id) => message.u32(RTA_NH_ID, id),
         Via::Link(index) => gateway(message, route).u32(RTA_OIF, index),
+        Via::Nowhere => message,
     }
 }
 
@@ -263,6 +266,7 @@ pub fn delete_message(route: &Route, via: Via) -> Message {
         // The kernel matches neither gateway nor link of a route by object.
         Via::Nexthop(id) => message.u32(RTA_NH_ID, id),
         Via::Link(index) => gateway(message, route).u32(RTA_OIF, index),
+        Via::Nowhere => message,
     }
 }
 

@@ -371,6 +371,8 @@ fn operations_when_the_link_they_need_failed_then_each_reports_and_the_rest_goes
     assert!(outcomes[1..4].iter().all(|o| !o.is_ok()));
     assert_eq!(outcomes[4], Outcome::Done);
     assert_eq!(scratch.ip_json("route show 10.5.8.0/24")[0]["dev"], "eth0");
+    let outcomes = kernel.apply(&remove(&peer(5, 2)), PLAIN);
+    assert!(outcomes.iter().all(|o| *o == Outcome::Already), "{outcomes:?}");
     assert_eq!(kernel.objects().len(), scratch_objects(&scratch));
 }
 
