@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::authority::Tolerant;
 use crate::http::Router;
 
 /// A TLS handshake, or the first bytes of a connection, may take this long.
@@ -96,7 +97,7 @@ async fn serve(
         .max_concurrent_streams(MAX_STREAMS);
     let service = service_fn(move |request| router.clone().answer(request));
     let connection = server
-        .serve_connection(TokioIo::new(socket), service)
+        .serve_connection(TokioIo::new(Tolerant::new(socket)), service)
         .into_owned();
     watcher.watch(connection).await.map_err(|error| error.to_string())
 }
