@@ -429,3 +429,15 @@ impl fmt::Display for Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node with thousands of peers holds three of these for each, twice: once desired, once observed.
+    #[test]
+    fn sizes_when_thousands_are_held_then_small() {
+        assert!(size_of::<Key>() <= 36, "Key: {} bytes", size_of::<Key>());
+        assert!(size_of::<Object>() <= 64, "Object: {} bytes", size_of::<Object>());
+    }
+}

@@ -240,6 +240,8 @@ impl World {
             }
         }
         self.leases = leases;
+        // Built in one go its nodes are full; insertion in ascending order leaves every one of them half empty.
+        self.desired = std::mem::take(&mut self.desired).into_iter().collect();
         if self.contested {
             self.name_holders();
         }

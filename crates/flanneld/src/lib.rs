@@ -2,12 +2,19 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic_file;
+pub mod daemon;
+pub mod engine;
+pub mod firewall;
 pub mod flags;
 pub mod http;
 pub mod interface;
 pub mod logging;
+pub mod mailbox;
 pub mod metrics;
 pub mod notify;
+pub mod service;
 pub mod socket;
 pub mod state_dir;
+pub mod subject;
 pub mod subnet_file;
+pub mod truth;

@@ -1,5 +1,8 @@
 //! The firewall by way of its own programs: text in, text out. What the text means is for others to know.
 
+pub mod legacy;
+pub mod monitor;
+
 use std::time::Duration;
 
 use fabric::object::Family;

@@ -1,0 +1,130 @@
+//! When to try again, and when to stop fighting: the two clocks each key of the kernel state has.
+//!
+//! A step that failed is tried again with a back-off of its own, so that one broken peer costs the others nothing. A place
+//! that somebody else changes again and again is put right ever more slowly, and the opponent is named.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use fabric::object::Key;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+/// More repairs of one key than this within [`WINDOW`] are a fight.
+const REPAIRS: usize = 3;
+const WINDOW: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+struct Failure {
+    next: Instant,
+    delay: Duration,
+    error: String,
+}
+
+#[derive(Debug, Default)]
+struct Fight {
+    repairs: VecDeque<Instant>,
+    opponent: Option<String>,
+    until: Option<Instant>,
+    delay: Duration,
+}
+
+/// The clocks of all keys that need one.
+#[derive(Debug, Default)]
+pub struct Patience {
+    failures: BTreeMap<Key, Failure>,
+    fights: BTreeMap<Key, Fight>,
+}
+
+impl Patience {
+    /// Whether the key may be acted on now.
+    pub fn allows(&self, key: &Key, now: Instant) -> bool {
+        self.failures.get(key).is_none_or(|f| f.next <= now)
+            && self.fights.get(key).and_then(|f| f.until).is_none_or(|until| until <= now)
+    }
+
+    /// Notes a failed step; the next attempt is due after a delay that doubles up to 30 s.
+    pub fn failed(&mut self, key: Key, error: String, now: Instant) {
+        let delay = self.failures.get(&key).map_or(FIRST_RETRY, |f| (f.delay * 2).min(LONGEST));
+        self.failures.insert(key, Failure { next: now + delay, delay, error });
+    }
+
+    /// Notes that the key is as it shall be.
+    pub fn succeeded(&mut self, key: &Key) {
+        self.failures.remove(key);
+    }
+
+    /// Notes a repair of something somebody else did.
+    pub fn repaired(&mut self, key: Key, opponent: Option<String>, now: Instant) {
+        let fight = self.fights.entry(key).or_default();
+        fight.repairs.push_back(now);
+        while fight.repairs.front().is_some_and(|at| now.duration_since(*at) > WINDOW) {
+            fight.repairs.pop_front();
+        }
+        if opponent.is_some() {
+            fight.opponent = opponent;
+        }
+        if fight.repairs.len() > REPAIRS {
+            fight.delay = (fight.delay * 2).clamp(Duration::from_secs(1), LONGEST);
+            fight.until = Some(now + fight.delay);
+        }
+    }
+
+    /// Forgets fights that have been over for a while.
+    pub fn forget(&mut self, now: Instant) {
+        self.fights.retain(|_, f| {
+            f.until.is_some_and(|until| until > now)
+                || f.repairs.back().is_some_and(|at| now.duration_since(*at) <= WINDOW)
+        });
+    }
+
+    /// Makes every failed key due now: something it may have waited for has changed.
+    pub fn hurry(&mut self, now: Instant) {
+        for failure in self.failures.values_mut() {
+            failure.next = failure.next.min(now);
+            failure.delay = FIRST_RETRY;
+        }
+    }
+
+    /// Drops clocks of keys that nobody wants any more.
+    pub fn retain(&mut self, wanted: impl Fn(&Key) -> bool) {
+        self.failures.retain(|key, _| wanted(key));
+    }
+
+    /// Keys whose time has come.
+    pub fn due(&self, now: Instant) -> BTreeSet<Key> {
+        let failures = self.failures.iter().filter(|(_, f)| f.next <= now).map(|(key, _)| *key);
+        let fights =
+            self.fights.iter().filter(|(_, f)| f.until.is_some_and(|until| until <= now)).map(|(key, _)| *key);
+        failures.chain(fights).collect()
+    }
+
+    /// A fight's pause is over and the key was looked at.
+    pub fn looked_at(&mut self, key: &Key, now: Instant) {
+        if let Some(fight) = self.fights.get_mut(key)
+            && fight.until.is_some_and(|until| until <= now)
+        {
+            fight.until = None;
+        }
+    }
+
+    /// When the next key is due.
+    pub fn next(&self) -> Option<Instant> {
+        self.failures.values().map(|f| f.next).chain(self.fights.values().filter_map(|f| f.until)).min()
+    }
+
+    /// Why the key is not as it shall be, when the last step failed.
+    pub fn error(&self, key: &Key) -> Option<&str> {
+        self.failures.get(key).map(|f| f.error.as_str())
+    }
+
+    /// Keys that failed, and why.
+    pub fn failures(&self) -> impl Iterator<Item = (&Key, &str)> {
+        self.failures.iter().map(|(key, failure)| (key, failure.error.as_str()))
+    }
+
+    /// Keys that are fought over, with the opponent as far as known.
+    pub fn fights(&self) -> impl Iterator<Item = (&Key, Option<&str>)> {
+        self.fights.iter().filter(|(_, f)| f.repairs.len() > REPAIRS).map(|(key, f)| (key, f.opponent.as_deref()))
+    }
+}

@@ -1,0 +1,75 @@
+//! The subnet file as one more object the engine keeps: written when the first state stands, put back when it changes.
+
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+
+use fabric::subnet_env::SubnetEnv;
+use kernel::inotify::Watch;
+use tracing::{info, warn};
+
+use crate::engine::report::Reporter;
+use crate::subnet_file::{self, Repaired};
+
+/// Keeps one subnet file.
+#[derive(Debug)]
+pub struct EnvKeeper {
+    path: PathBuf,
+    wanted: SubnetEnv,
+    written: bool,
+    /// The error last told, so that a full disk is one line and not one per second.
+    told: Option<String>,
+    watch: Option<Watch>,
+}
+
+impl EnvKeeper {
+    /// A keeper that has not written yet.
+    pub fn new(path: PathBuf, wanted: SubnetEnv) -> EnvKeeper {
+        EnvKeeper { path, wanted, written: false, told: None, watch: None }
+    }
+
+    /// Becomes readable when something happened to the file.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(Watch::fd)
+    }
+
+    /// Writes the file the first time, whole: another program may have written over all of it. Later only what is missing or
+    /// changed of ours is put back, and foreign lines stay.
+    pub fn keep(&mut self, reporter: &Reporter) {
+        let touched = self.watch.as_mut().is_none_or(Watch::drain);
+        if self.written && !touched {
+            return;
+        }
+        let mut result = if self.written {
+            subnet_file::repair(&self.path, &self.wanted)
+        } else {
+            subnet_file::write(&self.path, &self.wanted).map(|()| Repaired::Unchanged)
+        };
+        // A watch is on a directory, which may have been replaced as a whole: a new one each time, and another look for what
+        // happened before it was there.
+        self.watch = Watch::file(&self.path).ok();
+        if let Ok(Repaired::Unchanged) = result
+            && self.watch.is_some()
+        {
+            result = subnet_file::repair(&self.path, &self.wanted);
+        }
+        match &result {
+            Ok(Repaired::Unchanged) => {}
+            Ok(Repaired::Written) => {
+                info!("repaired: subnet file {}", self.path.display());
+                reporter.repaired_kind("subnet_file");
+            }
+            Err(failure) => {
+                let text = failure.to_string();
+                if self.told.as_ref() != Some(&text) {
+                    warn!("subnet file {}: {text}", self.path.display());
+                    self.told = Some(text);
+                }
+            }
+        }
+        if result.is_ok() {
+            self.told = None;
+            self.written = true;
+        }
+        reporter.subnet_file(result.map(|_| ()).map_err(|failure| failure.to_string()));
+    }
+}

@@ -1,0 +1,138 @@
+//! How the rest of the daemon speaks to the engine's thread: a place of depth one in which the latest wins.
+//!
+//! The registry must never wait for the kernel, and the kernel must never be asked for states that are already history.
+//! What is not taken yet is merged: a newer snapshot replaces an older one, deltas add up.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fabric::lease::{Delta, Lease, Snapshot, Subnet, Update};
+use ipnet::IpNet;
+use kernel::poll::Waker;
+use tokio::sync::oneshot;
+
+use crate::engine::Setup;
+
+/// The engine answers between two steps, and a step with ten thousand peers takes a second at most.
+const LONGEST_ANSWER: Duration = Duration::from_secs(20);
+
+/// A question or an order to the engine.
+#[derive(Debug)]
+pub enum Command {
+    /// Look at the kernel anew and say which ops would be applied now; nothing is applied.
+    Plan(oneshot::Sender<Vec<String>>),
+    /// Say how every peer stands.
+    Peers(oneshot::Sender<Vec<fabric::status::Peer>>),
+    /// Say which routes the leases ask for: destination and next hop.
+    Routes(oneshot::Sender<Vec<(IpNet, IpAddr)>>),
+    /// Stop (true) or go on (false) changing the kernel.
+    Pause(bool),
+}
+
+/// What has come in since the last look.
+#[derive(Debug, Default)]
+pub struct Mail {
+    /// A new set-up.
+    pub setup: Option<Setup>,
+    /// News from the registry.
+    pub update: Option<Update>,
+    /// Questions and orders, oldest first.
+    pub commands: Vec<Command>,
+    /// The daemon ends.
+    pub stop: bool,
+}
+
+/// The engine's letter box.
+#[derive(Debug)]
+pub struct Mailbox {
+    mail: Mutex<Mail>,
+    waker: Waker,
+}
+
+impl Mailbox {
+    /// An empty one.
+    pub fn new() -> std::io::Result<Arc<Mailbox>> {
+        Ok(Arc::new(Mailbox { mail: Mutex::new(Mail::default()), waker: Waker::new()? }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Mail> {
+        // A poisoned letter box holds whole letters all the same: every change to it is one assignment.
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Mail)) {
+        change(&mut self.lock());
+        self.waker.wake();
+    }
+
+    /// Hands over a set-up: the backend, the node, and what is ours.
+    pub fn set_up(&self, setup: Setup) {
+        self.put(|mail| mail.setup = Some(setup));
+    }
+
+    /// Hands over registry news.
+    pub fn update(&self, update: Update) {
+        self.put(|mail| mail.update = Some(merge(mail.update.take(), update)));
+    }
+
+    /// Asks or orders.
+    pub fn command(&self, command: Command) {
+        self.put(|mail| mail.commands.push(command));
+    }
+
+    /// Asks and waits for the answer; `None` when the engine does not give one in time.
+    pub async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.command(question(reply));
+        tokio::time::timeout(LONGEST_ANSWER, answer).await.ok()?.ok()
+    }
+
+    /// Ends the engine's loop after the step it is in.
+    pub fn stop(&self) {
+        self.put(|mail| mail.stop = true);
+    }
+
+    /// Takes everything and makes the waker silent.
+    pub fn take(&self) -> Mail {
+        self.waker.clear();
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// What becomes readable when there is mail.
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+}
+
+/// Two pieces of news as one.
+fn merge(earlier: Option<Update>, later: Update) -> Update {
+    match (earlier, later) {
+        (None, later) | (_, later @ Update::Snapshot(_)) => later,
+        (Some(Update::Snapshot(mut snapshot)), Update::Delta(delta)) => {
+            if delta.revision >= snapshot.revision {
+                apply(&mut snapshot, delta);
+            }
+            Update::Snapshot(snapshot)
+        }
+        (Some(Update::Delta(earlier)), Update::Delta(later)) => {
+            let mut changes: BTreeMap<Subnet, Option<Lease>> = earlier.changes.into_iter().collect();
+            changes.extend(later.changes);
+            let mut rejected = earlier.rejected;
+            rejected.extend(later.rejected);
+            Update::Delta(Delta { revision: later.revision, changes: changes.into_iter().collect(), rejected })
+        }
+    }
+}
+
+fn apply(snapshot: &mut Snapshot, delta: Delta) {
+    snapshot.revision = delta.revision;
+    for (subnet, lease) in delta.changes {
+        match lease {
+            Some(lease) => snapshot.leases.insert(subnet, lease),
+            None => snapshot.leases.remove(&subnet),
+        };
+    }
+    snapshot.rejected.extend(delta.rejected);
+}

@@ -1,0 +1,182 @@
+//! The daemon as a service: signals, the service manager, and the two ways it ends.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::daemon::{Daemon, Ending};
+use crate::flags::Start;
+use crate::notify::{Notice, Notifier};
+use crate::socket::SocketError;
+use crate::subject::Whole;
+use crate::truth::Truth;
+use crate::{http, socket};
+
+/// A service manager that waits for readiness is told to go on waiting this often.
+const WAITING_PERIOD: Duration = Duration::from_secs(10);
+/// The engine comes round every five seconds at the latest; silent for longer, it is stuck.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(20);
+
+/// Requests that are being answered when the end comes have this long.
+const STOPPING: Duration = Duration::from_secs(3);
+
+/// How the process shall end.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// With this status.
+    Code(u8),
+    /// As the program that is on disk now, in the same process.
+    Reexec,
+}
+
+/// Runs the daemon until a signal, or until there is nothing left that waiting could cure.
+pub async fn run(start: Start) -> anyhow::Result<Exit> {
+    for mistake in &start.errors {
+        error!("{mistake}");
+    }
+    for warning in &start.warnings {
+        warn!("{warning}");
+    }
+    let options = start.options;
+    info!("flanneld {} starting", env!("CARGO_PKG_VERSION"));
+    let notifier = Notifier::from_environment(|name| std::env::var_os(name), std::process::id()).unwrap_or_else(|e| {
+        warn!("{e}");
+        Notifier::default()
+    });
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let prefix = options.etcd.prefix.clone();
+    let registry: Arc<dyn Registry> = Arc::new(registry::Etcd3::new(&etcd_options(&options))?);
+    // First of all the places where one can be asked: whoever waits for something must be able to say for what.
+    let health = options.health.as_ref().map(http::bind).transpose()?;
+    let (socket, _socket) = match socket::take(&socket::path_for(&options.subnet_file)) {
+        Ok((listener, socket)) => (Some(listener), Some(socket)),
+        // Two daemons with one subnet file would write over each other.
+        Err(taken @ SocketError::Taken { .. }) => return Err(taken.into()),
+        Err(failure) => {
+            warn!("no status socket: {failure}");
+            (None, None)
+        }
+    };
+    let daemon = Daemon::start(options, Arc::clone(&registry), prefix)?;
+    let subject = Arc::new(Whole { truth: daemon.truth().clone(), mailbox: Arc::clone(daemon.mailbox()), registry });
+    let (stop, stopped) = watch::channel(false);
+    let doors = async {
+        let network = async {
+            match health {
+                Some(listener) => http::serve_tcp(listener, Arc::clone(&subject) as _, stopped.clone()).await,
+                None => {
+                    let _ = stopped.clone().wait_for(|stop| *stop).await;
+                    Ok(())
+                }
+            }
+        };
+        let local = async {
+            if let Some(socket) = socket {
+                http::serve_unix(socket, Arc::clone(&subject) as _, stopped.clone()).await;
+            }
+        };
+        tokio::join!(network, local).0
+    };
+    let mut doors = pin!(doors);
+
+    let work = async {
+        loop {
+            match daemon.run().await? {
+                Ending::Readdressed(change) => warn!("the address peers know us by changed {change}; starting anew"),
+                Ending::Taken(taken) => anyhow::bail!("{taken}; stopping, so that one subnet does not have two nodes"),
+            }
+        }
+    };
+    let exit = tokio::select! {
+        ended = work => ended,
+        closed = &mut doors => Err(anyhow::anyhow!("the health server ended: {closed:?}")),
+        never = report(daemon.truth().clone(), &notifier) => match never {},
+        _ = terminate.recv() => Ok(Exit::Code(0)),
+        _ = interrupt.recv() => Ok(Exit::Code(0)),
+        _ = hangup.recv() => Ok(Exit::Reexec),
+    };
+    let farewell = match &exit {
+        Ok(Exit::Reexec) => {
+            info!("SIGHUP: going on as the program on disk");
+            vec![Notice::Reloading]
+        }
+        Ok(Exit::Code(_)) => {
+            info!("stopping; the data path stays as it is");
+            vec![Notice::Stopping, Notice::Status("stopping; the data path stays as it is")]
+        }
+        Err(_) => vec![Notice::Stopping],
+    };
+    tell(&notifier, &farewell);
+    daemon.mailbox().stop();
+    stop.send_replace(true);
+    let _ = tokio::time::timeout(STOPPING, doors).await;
+    exit
+}
+
+fn etcd_options(options: &crate::flags::Options) -> registry::etcd3::Options {
+    let etcd = &options.etcd;
+    let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
+    let (username, password) = match &etcd.credentials {
+        Some(credentials) => (credentials.username.clone(), credentials.password.reveal().to_owned()),
+        None => (String::new(), String::new()),
+    };
+    registry::etcd3::Options {
+        endpoints: endpoints.join(","),
+        prefix: etcd.prefix.clone(),
+        tls: registry::etcd3::TlsFiles {
+            cafile: etcd.cafile.clone(),
+            certfile: etcd.client.as_ref().map(|client| client.certfile.clone()),
+            keyfile: etcd.client.as_ref().map(|client| client.keyfile.clone()),
+        },
+        username,
+        password,
+        ..registry::etcd3::Options::default()
+    }
+}
+
+/// Keeps the service manager informed: waiting, ready, alive.
+async fn report(mut truth: Truth, notifier: &Notifier) -> std::convert::Infallible {
+    let watchdog = notifier.watchdog_period();
+    let mut ready = false;
+    let mut said = String::new();
+    loop {
+        let line = truth.line();
+        let now_ready = truth.reasons().is_empty();
+        let mut notices = Vec::new();
+        if line != said {
+            notices.push(Notice::Status(&line));
+        }
+        // Ready to the service manager is "the kernel equals what is known of the leases"; it is said once, and services
+        // that were ordered after us start. What comes and goes afterwards is `/readyz`'s to say.
+        if now_ready && !ready {
+            ready = true;
+            info!("ready: {line}");
+            notices.push(Notice::Ready);
+        } else if !ready {
+            notices.push(Notice::ExtendTimeout(WAITING_PERIOD * 3));
+        }
+        if watchdog.is_some() && truth.reporter().silence() < LONGEST_SILENCE {
+            notices.push(Notice::Watchdog);
+        }
+        tell(notifier, &notices);
+        said = line;
+        let period = watchdog.unwrap_or(WAITING_PERIOD).min(WAITING_PERIOD);
+        let _ = tokio::time::timeout(period, truth.changed()).await;
+    }
+}
+
+fn tell(notifier: &Notifier, notices: &[Notice<'_>]) {
+    if !notices.is_empty()
+        && let Err(failure) = notifier.tell(notices)
+    {
+        warn!("NOTIFY_SOCKET: {failure}");
+    }
+}

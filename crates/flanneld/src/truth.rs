@@ -1,0 +1,207 @@
+//! What the daemon says about itself: one place that joins what its parts know, asked by `/readyz`, the status socket, the
+//! metrics and systemd alike, so that they cannot contradict each other.
+
+use std::time::SystemTime;
+
+use fabric::status::{Firewall, FirewallState, OwnLease, Registry, RegistryState, Status, Underlay};
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use crate::engine::report::{Reporter, Standing};
+
+/// How far the daemon has come, and what it came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Situation {
+    /// What it is waiting for, as a sentence; `None` when for nothing.
+    pub waiting: Option<String>,
+    /// Networks in use.
+    pub networks: Vec<IpNet>,
+    /// Backend type.
+    pub backend: String,
+    /// `FLANNEL_MTU`.
+    pub mtu: u32,
+    /// External interface.
+    pub underlay: Option<Underlay>,
+    /// The own lease.
+    pub lease: Option<OwnLease>,
+    /// The lease is lost, or could not be renewed in time.
+    pub lease_trouble: Option<String>,
+    /// There is no valid network config in the registry.
+    pub config_missing: bool,
+}
+
+/// The parts that know something.
+#[derive(Debug, Clone)]
+pub struct Truth {
+    situation: watch::Sender<Situation>,
+    firewall: watch::Sender<Firewall>,
+    standing: watch::Receiver<Standing>,
+    registry: registry::States,
+    reporter: Reporter,
+    prefix: String,
+    started: u64,
+}
+
+impl Truth {
+    /// At start: nothing is known yet.
+    pub fn new(reporter: Reporter, registry: registry::States, prefix: String, firewall: Firewall) -> Truth {
+        Truth {
+            situation: watch::Sender::new(Situation { waiting: Some("starting".to_owned()), ..Situation::default() }),
+            firewall: watch::Sender::new(firewall),
+            standing: reporter.standing(),
+            registry,
+            reporter,
+            prefix,
+            started: crate::engine::report::now_seconds(),
+        }
+    }
+
+    /// The engine's side.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    /// The engine's standing now.
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    /// Changes the situation; readers hear of it when it differs.
+    pub fn update(&self, change: impl FnOnce(&mut Situation)) {
+        self.situation.send_if_modified(|situation| {
+            let before = situation.clone();
+            change(situation);
+            *situation != before
+        });
+    }
+
+    /// Says what is being waited for. Logged once, when it changes.
+    pub fn wait_for(&self, what: impl Into<String>) {
+        let what = what.into();
+        if self.situation.borrow().waiting.as_ref() != Some(&what) {
+            tracing::warn!("waiting: {what}");
+        }
+        self.update(|situation| situation.waiting = Some(what));
+    }
+
+    /// The situation now.
+    pub fn situation(&self) -> Situation {
+        self.situation.borrow().clone()
+    }
+
+    /// Where the firewall's thread puts its state.
+    pub fn firewall(&self) -> &watch::Sender<Firewall> {
+        &self.firewall
+    }
+
+    /// Resolves when any part has something new to say.
+    pub async fn changed(&mut self) {
+        let mut situation = self.situation.subscribe();
+        let mut firewall = self.firewall.subscribe();
+        tokio::select! {
+            _ = situation.changed() => {}
+            _ = firewall.changed() => {}
+            _ = self.standing.changed() => {}
+            _ = self.registry.changed() => {}
+        }
+    }
+
+    /// What keeps the daemon from being ready right now, one sentence each.
+    pub fn reasons(&self) -> Vec<String> {
+        let situation = self.situation.borrow();
+        let standing = self.standing.borrow();
+        let registry = self.registry.borrow();
+        let firewall = self.firewall.borrow();
+        let mut reasons: Vec<String> = situation.waiting.iter().chain(&situation.lease_trouble).cloned().collect();
+        if situation.waiting.is_none() && !standing.engaged {
+            reasons.push("the first comparison of leases and kernel is not done".to_owned());
+        }
+        if situation.waiting.is_none() && !registry.watching {
+            reasons.push(match &registry.last_failure {
+                Some(failure) => format!("stale: the registry is not reached: {}", failure.error),
+                None => "the registry is not watched yet".to_owned(),
+            });
+        }
+        match firewall.state {
+            FirewallState::Off | FirewallState::Ok => {}
+            FirewallState::Pending => reasons.push("firewall rules are not in place yet".to_owned()),
+            FirewallState::Failed => {
+                reasons.push(format!("firewall rules: {}", firewall.error.as_deref().unwrap_or("not in place")));
+            }
+        }
+        if standing.engaged && !standing.subnet_file_written {
+            reasons.push(match &standing.subnet_file_error {
+                Some(error) => format!("subnet file: {error}"),
+                None => "the subnet file is not written yet".to_owned(),
+            });
+        }
+        reasons
+    }
+
+    /// One line for systemd.
+    pub fn line(&self) -> String {
+        let reasons = self.reasons();
+        if let Some(reason) = reasons.first() {
+            return reason.clone();
+        }
+        let situation = self.situation.borrow();
+        let standing = self.standing.borrow();
+        let subnet = situation.lease.as_ref().map_or("no lease", |lease| lease.subnet.as_str());
+        let failed = match standing.failed_peers {
+            0 => String::new(),
+            n => format!(", {n} not served in full"),
+        };
+        format!("{} {subnet}: {} peers{failed}", situation.backend, standing.peers)
+    }
+
+    /// Everything, but for the list of peers, which the engine has.
+    pub fn status(&self) -> Status {
+        let reasons = self.reasons();
+        let situation = self.situation.borrow().clone();
+        let standing = self.standing.borrow().clone();
+        let state = self.registry.borrow().clone();
+        let registry_state = match (&state.endpoint, state.watching) {
+            (_, true) => RegistryState::Connected,
+            (Some(_), false) if situation.config_missing => RegistryState::WaitingForConfig,
+            _ if state.revision > 0 => RegistryState::Stale,
+            _ => RegistryState::Connecting,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: self.started,
+            ready: reasons.is_empty(),
+            reasons,
+            paused: standing.paused,
+            networks: situation.networks,
+            backend: situation.backend,
+            lease: situation.lease,
+            registry: Registry {
+                kind: "etcd v3".to_owned(),
+                endpoint: state.endpoint.unwrap_or_default(),
+                prefix: self.prefix.clone(),
+                state: registry_state,
+                revision: state.revision,
+                error: state.last_failure.map(|failure| failure.error),
+            },
+            underlay: situation.underlay,
+            mtu: situation.mtu,
+            peers: Vec::new(),
+            rejected: standing.rejected,
+            conflicts: standing.conflicts,
+            failures: standing.failures,
+            fights: standing.fights,
+            firewall: self.firewall.borrow().clone(),
+            last_audit: standing.last_audit,
+            repairs: self.reporter.counters().repairs().values().sum(),
+        }
+    }
+}
+
+/// Seconds since 1970 of a moment on the monotonic clock.
+pub fn wall_clock(at: tokio::time::Instant) -> u64 {
+    let now = tokio::time::Instant::now();
+    let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let at = if at >= now { today + (at - now) } else { today.saturating_sub(now - at) };
+    at.as_secs()
+}
