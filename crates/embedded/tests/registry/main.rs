@@ -5,4 +5,5 @@ mod etcdctl;
 mod killed;
 mod refusals;
 mod rig;
+mod tls;
 mod watching;

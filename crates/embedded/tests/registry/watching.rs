@@ -424,3 +424,95 @@ async fn a_lease_when_its_time_is_up_takes_its_keys_with_it_in_one_revision_as_i
     assert_eq!(seen[0], seen[1], "left ours, right etcd");
     server.stop().await;
 }
+
+/// What two hundred daemons do when a lab starts: each a connection, a lease, a key of its own, everything listed in
+/// pages at one revision, and a watch from there.
+#[tokio::test]
+async fn two_hundred_clients_when_they_start_at_once_all_see_each_other() {
+    const CLIENTS: usize = 200;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let server = Process::ours(dir.path());
+    let mut clients = Clients::connect(&server.url).await;
+    for i in 0..1000 {
+        clients
+            .kv
+            .put(put(&format!("s/old-{i:04}"), &"x".repeat(150)))
+            .await
+            .expect("a put");
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..CLIENTS {
+        let url = server.url.clone();
+        tasks.spawn(async move {
+            let mut clients = Clients::connect(&url).await;
+            let grant = pb::LeaseGrantRequest { ttl: 86400, id: 0 };
+            let lease = clients
+                .lease
+                .lease_grant(grant)
+                .await
+                .expect("a lease")
+                .into_inner()
+                .id;
+            let key = format!("s/new-{number:03}");
+            let absent = pb::Compare {
+                key: key.clone().into(),
+                ..Default::default()
+            };
+            let create = op(Request::RequestPut(pb::PutRequest {
+                lease,
+                ..put(&key, "mine")
+            }));
+            let txn = pb::TxnRequest {
+                compare: vec![absent],
+                success: vec![create],
+                ..Default::default()
+            };
+            assert!(
+                clients
+                    .kv
+                    .txn(txn)
+                    .await
+                    .expect("a transaction")
+                    .into_inner()
+                    .succeeded
+            );
+
+            let (mut next, mut revision, mut seen) = (b"s/".to_vec(), 0, 0);
+            loop {
+                let range_end = b"s0".to_vec();
+                let page = pb::RangeRequest {
+                    key: next,
+                    range_end,
+                    limit: 300,
+                    revision,
+                    ..Default::default()
+                };
+                let page = clients.kv.range(page).await.expect("a page").into_inner();
+                revision = if revision == 0 {
+                    page.header.expect("a header").revision
+                } else {
+                    revision
+                };
+                seen += page.kvs.len();
+                next = page
+                    .kvs
+                    .last()
+                    .map(|kv| [kv.key.as_slice(), &[0]].concat())
+                    .unwrap_or_default();
+                if !page.more {
+                    break;
+                }
+            }
+            let mut stream = Watching::open(&clients);
+            stream.create(watch(0, "s/", "s0", revision + 1)).await;
+            stream.next().await;
+            while seen < 1000 + CLIENTS {
+                seen += stream.next().await.events.len();
+            }
+            assert_eq!(seen, 1000 + CLIENTS);
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("every client sees every other once");
+    }
+}
