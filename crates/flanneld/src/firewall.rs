@@ -136,7 +136,7 @@ struct Keeper {
 impl Keeper {
     fn run(mut self) {
         let mut audit_at = Instant::now();
-        let mut look_at = None;
+        let (mut look_at, mut by) = (None, None);
         let mut first = true;
         loop {
             self.wait(audit_at.min(look_at.unwrap_or(audit_at)));
@@ -152,6 +152,7 @@ impl Keeper {
                 continue;
             };
             let changes = ground.monitor.as_mut().map(monitor::Monitor::drain).unwrap_or_default();
+            by = changes.by.or(by);
             if changes.touched {
                 look_at.get_or_insert(now + SETTLE);
             }
@@ -167,7 +168,7 @@ impl Keeper {
                 continue;
             }
             look_at = None;
-            let took = self.keep(first, changes.by);
+            let took = self.keep(first, by.take());
             first = first && !took;
             // A failure is tried again after a period, success is checked again after a minute.
             audit_at = Instant::now() + if took { AUDIT } else { self.wanted.resync };
