@@ -150,14 +150,13 @@ fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
         FirewallState::Ok => ("in place", Mood::Good),
         FirewallState::Failed => ("FAILED", Mood::Bad),
     };
-    let error = firewall.error.as_deref().unwrap_or_default();
-    let text = format!(
-        "firewall  {} {} {error}, put back {} times",
-        firewall.kind,
-        out.paint(feel, state),
-        firewall.restores
-    );
-    out.line(&text.replace("  ,", ",").replace(" ,", ","))?;
+    let mut words = vec!["firewall ".to_owned()];
+    if !firewall.kind.is_empty() {
+        words.push(firewall.kind.clone());
+    }
+    words.push(out.paint(feel, state));
+    words.extend(firewall.error.clone());
+    out.line(&format!("{}, put back {} times", words.join(" "), firewall.restores))?;
     lists(status, out)?;
     peers(&status.peers, all, out)
 }

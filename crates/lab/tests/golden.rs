@@ -300,7 +300,7 @@ fn compare(case: &str, families: Families, routed: bool) {
         let equal = missing.is_empty() && surplus.is_empty();
         Ok((!equal).then(|| format!("\nrecorded, not here: {missing:#?}\nhere, not recorded: {surplus:#?}")))
     })
-    .unwrap();
+    .unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn vxlan_ipv6_only_as_recorded_but_for_the_lease_all_hosts_share_there() {
         let equal = missing.is_empty() && surplus.is_empty();
         Ok((!equal).then(|| format!("\nrecorded, not here: {missing:#?}\nhere, not recorded: {surplus:#?}")))
     })
-    .unwrap();
+    .unwrap_or_else(|e| panic!("{e}"));
     let leases = rig.lab.leases().unwrap();
     assert_eq!(leases.len(), 1);
     assert!(leases[0].0.starts_with("0.0.0.0-0&fd10:"), "{leases:?}");
