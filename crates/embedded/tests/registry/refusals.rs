@@ -176,7 +176,7 @@ async fn http_1_when_asked_serves_health_and_version_and_refuses_the_v2_api_by_n
 
 async fn open_error(options: Options) -> String {
     let started = embedded::serve(options, std::future::pending()).await;
-    let text = started.err().expect("a refusal").to_string();
+    let text = started.expect_err("a refusal").to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
 }

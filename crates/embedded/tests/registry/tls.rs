@@ -188,8 +188,7 @@ async fn tls_files_when_they_are_wrong_are_named() {
     ] {
         let error = embedded::serve(options(dir.path(), tls), std::future::pending())
             .await
-            .err()
-            .expect("a refusal");
+            .expect_err("a refusal");
         let text = error.to_string();
         assert!(
             text.contains(&named.display().to_string()) && !text.contains('\n'),
