@@ -52,11 +52,12 @@ impl<'a> Fields<'a> {
     }
 
     fn parse_inside(text: &'a str, inside: String) -> Result<Fields<'a>, GoJsonError> {
-        let raw: &'a RawValue = serde_json::from_str(text).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
-        if !raw.get().starts_with('{') {
-            return Err(GoJsonError::NotObject(shorten(raw.get())));
-        }
-        let Pairs(pairs) = serde_json::from_str(raw.get()).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
+        let Pairs(pairs) = serde_json::from_str(text).map_err(|error| match serde_json::from_str(text) {
+            Ok::<&RawValue, _>(other) if !other.get().starts_with('{') => {
+                GoJsonError::NotObject(shorten(other.get()))
+            }
+            _ => GoJsonError::Syntax(error.to_string()),
+        })?;
         Ok(Fields { inside, pairs })
     }
 
