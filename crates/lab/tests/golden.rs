@@ -290,7 +290,11 @@ fn compare(case: &str, families: Families, routed: bool) {
     let mut wish = Wish::of(families, json!({}));
     wish.config = serde_json::from_str(&config).unwrap();
     wish.routed = routed;
-    let expected: BTreeSet<String> = picture(&golden).into_iter().map(|l| decided(case, l)).collect();
+    let mut expected: BTreeSet<String> = picture(&golden).into_iter().map(|l| decided(case, l)).collect();
+    if families == Families::V4 {
+        // Decided: no empty table for a family that is not in use.
+        expected.retain(|l| !["nft 20", "nft 21", "nft 22"].iter().any(|n| l.starts_with(n)));
+    }
     assert!(expected.len() > 10, "{case}: the recording holds next to nothing");
     let rig = Rig::start(&wish).unwrap();
     rig.wait(&format!("{case} as recorded"), 15, |rig| {
