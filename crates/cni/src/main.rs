@@ -1,5 +1,6 @@
 //! The executable `flannel-cni`; installed under the name of each plugin it is to be.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use cni::call::Environment;
@@ -12,16 +13,27 @@ fn main() -> ExitCode {
             .map(|value| value.to_string_lossy().into_owned())
             .unwrap_or_default()
     });
-    let (mut stdin, mut stdout, mut stderr) = (
-        std::io::stdin().lock(),
-        std::io::stdout().lock(),
-        std::io::stderr().lock(),
-    );
+    let (mut stdin, mut stderr) = (io::stdin().lock(), io::stderr().lock());
     ExitCode::from(plugin::main(
         Plugin::of(&program.to_string_lossy()),
         env,
         &mut stdin,
-        &mut stdout,
+        &mut Stdout,
         &mut stderr,
     ))
+}
+
+/// Standard output without a buffer: the one document of an answer is one write, which std's would split at its last newline.
+struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| {
+            rustix::io::write(rustix::stdio::stdout(), bytes)
+        })?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -130,6 +130,10 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
                 )));
             }
         }
+        if bridge_now.state != OperState::Up && !config.leave_down {
+            // Its first port gives the bridge its carrier; until that has settled, the gateway does not answer.
+            let _ = host.wait_operational(config.bridge, PORT_LIMIT);
+        }
         if !config.dns.is_empty() {
             result.dns = config.dns.clone();
         }

@@ -1,0 +1,17 @@
+//! The executable in namespaces of its own, judged by `ip`, `bridge`, `iptables-save`, `nft` and the files it leaves.
+
+#[path = "plugins/rig.rs"]
+mod rig;
+
+#[path = "plugins/attachments.rs"]
+mod attachments;
+#[path = "plugins/calls.rs"]
+mod calls;
+#[path = "plugins/go.rs"]
+mod go;
+#[path = "plugins/golden.rs"]
+mod golden;
+#[path = "plugins/host_local.rs"]
+mod host_local;
+#[path = "plugins/link.rs"]
+mod link;
