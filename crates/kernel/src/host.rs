@@ -1,9 +1,8 @@
-//! What an engine needs of a host: observe it, hear of changes, change it. [`Kernel`](crate::Kernel) is the real one.
+//! What an engine says to [`Kernel`](crate::Kernel) and hears from it.
 
 use std::fmt;
-use std::net::IpAddr;
 
-use fabric::object::{Key, LinkName, Objects, Op};
+use fabric::object::{Key, LinkName};
 use ipnet::IpNet;
 
 use crate::nl::NetlinkError;
@@ -118,28 +117,4 @@ pub enum KernelError {
     /// A netlink conversation failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-}
-
-/// A host whose state is mirrored and changed; what the engine's loop is written against.
-pub trait Host {
-    /// Sets what is mirrored; observe [`Scope::All`] afterwards.
-    fn set_interest(&mut self, interest: Interest);
-
-    /// Reads a part of the state into the mirror.
-    fn observe(&mut self, scope: Scope) -> Result<(), KernelError>;
-
-    /// Reads what happened since the last call into the mirror, without waiting.
-    fn drain(&mut self) -> Result<Drained, KernelError>;
-
-    /// The mirror.
-    fn objects(&self) -> &Objects;
-
-    /// Index of a link, if there is one of this name.
-    fn link_index(&self, name: LinkName) -> Option<u32>;
-
-    /// Applies operations in order, one outcome for each; the mirror shows what succeeded.
-    fn apply(&mut self, ops: &[Op], how: ApplyOptions) -> Vec<Outcome>;
-
-    /// For each address the link through which it is reached without a gateway.
-    fn direct(&mut self, peers: &[IpAddr]) -> Result<Vec<Option<LinkName>>, KernelError>;
 }

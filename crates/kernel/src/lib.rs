@@ -16,6 +16,6 @@ pub mod poll;
 pub mod rtnl;
 pub mod sysctl;
 
-pub use host::{ApplyOptions, Changed, Drained, Host, Interest, KernelError, Outcome, Scope};
+pub use host::{ApplyOptions, Changed, Drained, Interest, KernelError, Outcome, Scope};
 pub use live::Kernel;
 pub use nl::NetlinkError;

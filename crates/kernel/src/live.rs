@@ -9,11 +9,11 @@ use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use fabric::object::{Family, Key, LinkName, Object, Objects, Op, ROUTE_PROTOCOL};
+use fabric::object::{Family, Key, LinkName, Object, Objects, ROUTE_PROTOCOL};
 
 use rustix::io::Errno;
 
-use crate::host::{ApplyOptions, Drained, Host, Interest, KernelError, Outcome, Scope};
+use crate::host::{Drained, Interest, KernelError, Scope};
 use crate::mirror::{FreshRoutes, Mirror, Origin, Section};
 use crate::nl::{Calls, Fault, NetlinkError, Protocol, Socket};
 use crate::rtnl::{ObservedRoute, RouteKind, Rtnl, forwarding, group, neighbour, route};
@@ -360,34 +360,4 @@ struct Found {
 
 fn keyed(object: Object) -> (Key, Object) {
     (object.key(), object)
-}
-
-impl Host for Kernel {
-    fn set_interest(&mut self, interest: Interest) {
-        Kernel::set_interest(self, interest);
-    }
-
-    fn observe(&mut self, scope: Scope) -> Result<(), KernelError> {
-        Kernel::observe(self, scope)
-    }
-
-    fn drain(&mut self) -> Result<Drained, KernelError> {
-        Kernel::drain(self)
-    }
-
-    fn objects(&self) -> &Objects {
-        Kernel::objects(self)
-    }
-
-    fn link_index(&self, name: LinkName) -> Option<u32> {
-        Kernel::link_index(self, name)
-    }
-
-    fn apply(&mut self, ops: &[Op], how: ApplyOptions) -> Vec<Outcome> {
-        Kernel::apply(self, ops, how)
-    }
-
-    fn direct(&mut self, peers: &[IpAddr]) -> Result<Vec<Option<LinkName>>, KernelError> {
-        Kernel::direct(self, peers)
-    }
 }

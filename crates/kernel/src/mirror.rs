@@ -5,19 +5,18 @@
 //! there corrects that), but never for long the other way round: every change by others is followed by a notification
 //! or by a request for [`Scope`] to be observed.
 
+mod nexthops;
 mod notice;
+mod seen;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use fabric::object::{Address, Forwarding, Key, LinkKind, LinkName, Mac, Neighbour, Object, Objects, Route};
+use fabric::object::{Key, LinkKind, LinkName, Mac, Object, Objects, Route};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::host::{Changed, Drained, Interest, Scope};
-use crate::rtnl::{
-    ObservedAddress, ObservedForwarding, ObservedLink, ObservedNeighbour, ObservedNexthop, ObservedRoute,
-    RouteKind,
-};
+use crate::rtnl::{ObservedLink, ObservedNexthop};
 
 /// Who changes the mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,20 +130,6 @@ impl Mirror {
         self.routes_on.contains_key(&link)
     }
 
-    pub(crate) fn nexthop_of(&self, route: &Route) -> Option<u32> {
-        self.route_nexthop
-            .get(&(route.destination, route.metric))
-            .copied()
-    }
-
-    pub(crate) fn nexthop(&self, id: u32) -> Option<&Nexthop> {
-        self.nexthops.get(&id)
-    }
-
-    pub(crate) fn nexthops(&self) -> impl Iterator<Item = &Nexthop> {
-        self.nexthops.values()
-    }
-
     /// Something to be told is waiting.
     pub(crate) fn has_news(&self) -> bool {
         !self.news.is_empty()
@@ -237,22 +222,6 @@ impl Mirror {
         }
         if let Origin::Foreign(by) = origin {
             self.touched.entry(key).or_insert((old, None)).1 = by;
-        }
-    }
-
-    fn set_route_nexthop(&mut self, route: (IpNet, u32), id: Option<u32>) {
-        let old = match id {
-            Some(id) => self.route_nexthop.insert(route, id),
-            None => self.route_nexthop.remove(&route),
-        };
-        if old == id {
-            return;
-        }
-        if let Some(nexthop) = old.and_then(|old| self.nexthops.get_mut(&old)) {
-            nexthop.uses = nexthop.uses.saturating_sub(1);
-        }
-        if let Some(nexthop) = id.and_then(|id| self.nexthops.get_mut(&id)) {
-            nexthop.uses += 1;
         }
     }
 
@@ -451,105 +420,6 @@ impl Mirror {
             vxlan: link.vxlan.is_some(),
         });
         renamed
-    }
-
-    /// Makes the next hop objects, or those through one link, exactly `fresh`.
-    pub(crate) fn replace_nexthops(&mut self, through: Option<u32>, fresh: &[ObservedNexthop]) {
-        let ids: HashSet<u32> = fresh.iter().map(|nexthop| nexthop.id).collect();
-        let in_scope = |nexthop: &Nexthop| through.is_none() || nexthop.seen.link == through;
-        let stale: Vec<u32> = self
-            .nexthops
-            .values()
-            .filter(|nexthop| in_scope(nexthop) && !ids.contains(&nexthop.seen.id))
-            .map(|nexthop| nexthop.seen.id)
-            .collect();
-        for id in stale {
-            self.forget_nexthop(id);
-        }
-        for nexthop in fresh {
-            self.set_nexthop(*nexthop);
-        }
-    }
-
-    pub(crate) fn set_nexthop(&mut self, seen: ObservedNexthop) {
-        let uses = self.forget_nexthop(seen.id).map_or(0, |old| old.uses);
-        if let Some(link) = seen.link {
-            *self.nexthops_on.entry(link).or_default() += 1;
-        }
-        self.nexthops.insert(seen.id, Nexthop { seen, uses });
-    }
-
-    pub(crate) fn forget_nexthop(&mut self, id: u32) -> Option<Nexthop> {
-        let old = self.nexthops.remove(&id)?;
-        if let Some(link) = old.seen.link {
-            decrement(&mut self.nexthops_on, &link);
-        }
-        Some(old)
-    }
-
-    /// An address as an object; `None` for those that come with the link (IPv6 link-local, loopback's).
-    pub(crate) fn address(&self, seen: &ObservedAddress) -> Option<Address> {
-        const SCOPE_LINK: u8 = 253;
-        const SCOPE_HOST: u8 = 254;
-        let own = seen.scope == SCOPE_HOST || (seen.scope == SCOPE_LINK && seen.address.addr().is_ipv6());
-        if own {
-            return None;
-        }
-        Some(Address {
-            link: self.name(seen.link)?,
-            address: seen.address,
-        })
-    }
-
-    /// A neighbour as an object; `None` for learned ones.
-    pub(crate) fn neighbour(&self, seen: &ObservedNeighbour) -> Option<Neighbour> {
-        let mac = seen.mac.filter(|_| seen.is_permanent())?;
-        Some(Neighbour {
-            link: self.name(seen.link)?,
-            address: seen.address,
-            mac,
-        })
-    }
-
-    /// A forwarding entry as an object; `None` for learned ones.
-    pub(crate) fn forwarding(&self, seen: &ObservedForwarding) -> Option<Forwarding> {
-        let link = self.name(seen.link).filter(|_| seen.is_permanent())?;
-        Some(Forwarding {
-            link,
-            mac: seen.mac,
-            remote: seen.remote,
-        })
-    }
-
-    /// A route as an object.
-    ///
-    /// What [`Route`] cannot say is said by a value no plan has, so that it is seen to be in the way and replaced where it
-    /// must be: several next hops or an encapsulation show the (first) link without gateway, a blackhole and its like the
-    /// loopback link.
-    pub(crate) fn route(&self, seen: &ObservedRoute) -> Option<Route> {
-        let object = seen
-            .nexthop
-            .and_then(|id| self.nexthop(id))
-            .map(|nexthop| nexthop.seen);
-        let plain = seen.kind == RouteKind::Unicast && !seen.compound;
-        let link = match seen.kind {
-            RouteKind::Unicast => seen
-                .link
-                .or(object.and_then(|o| o.link))
-                .and_then(|index| self.name(index)),
-            RouteKind::Other(_) => None,
-        };
-        Some(Route {
-            destination: seen.destination,
-            metric: seen.metric,
-            gateway: seen.gateway.or(object.and_then(|o| o.gateway)).filter(|_| plain),
-            link: match link {
-                Some(link) => link,
-                None => LinkName::new(LOOPBACK)?,
-            },
-            onlink: plain && (seen.onlink || object.is_some_and(|o| o.onlink)),
-            protocol: seen.protocol,
-        })
     }
 
     /// The name of a watched vxlan device's underlay is that of `name`.

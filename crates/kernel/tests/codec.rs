@@ -1,4 +1,5 @@
 //! Our bytes as a codec of others reads them, and as it writes them again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use fabric::object::{Link, LinkKind, LinkName, Mac, Route, Vxlan};
 use kernel::nl::{Message, flag};
