@@ -154,7 +154,11 @@ impl World {
     fn replace(&mut self, mut snapshot: Snapshot) -> Touched {
         self.revision = snapshot.revision;
         // An entry that cannot be read any more is not one that is gone: the lease it was stays in force.
-        for subnet in snapshot.rejected.iter().filter_map(|entry| Subnet::parse_key(&entry.key).ok()) {
+        for subnet in snapshot
+            .rejected
+            .iter()
+            .filter_map(|entry| Subnet::parse_key(&entry.key).ok())
+        {
             if let Some(lease) = self.leases.get(&subnet) {
                 snapshot.leases.entry(subnet).or_insert_with(|| lease.clone());
             }

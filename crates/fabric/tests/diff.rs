@@ -1,5 +1,7 @@
 //! The diff and the world, by property: whatever is observed, applying the diff gives what is desired, and nothing foreign.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -294,11 +296,22 @@ fn world_when_an_entry_turns_unreadable_then_the_lease_it_was_stays_and_the_entr
     let good = lease("10.244.5.0-24", 5, 5, 1);
     let mut world = world([(good.subnet, good.clone())].into());
     let before = world.desired().clone();
-    let rejected = |key: &str| Rejected { key: key.to_owned(), reason: "junk".to_owned() };
+    let rejected = |key: &str| Rejected {
+        key: key.to_owned(),
+        reason: "junk".to_owned(),
+    };
     let rejected = vec![rejected("10.244.5.0-24"), rejected("foo")];
-    world.update(Update::Snapshot(Snapshot { revision: 9, leases: BTreeMap::new(), rejected }));
+    world.update(Update::Snapshot(Snapshot {
+        revision: 9,
+        leases: BTreeMap::new(),
+        rejected,
+    }));
     assert_eq!(world.desired(), &before);
     assert_eq!(world.rejected().len(), 2);
-    world.update(Update::Snapshot(Snapshot { revision: 10, leases: BTreeMap::new(), rejected: Vec::new() }));
+    world.update(Update::Snapshot(Snapshot {
+        revision: 10,
+        leases: BTreeMap::new(),
+        rejected: Vec::new(),
+    }));
     assert_eq!(world.peers().count(), 0);
 }
