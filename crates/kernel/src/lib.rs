@@ -9,6 +9,7 @@ pub mod heap;
 pub mod host;
 pub mod inotify;
 mod live;
+pub mod lock;
 mod mirror;
 pub mod netns;
 pub mod nl;
@@ -16,6 +17,6 @@ pub mod poll;
 pub mod rtnl;
 pub mod sysctl;
 
-pub use host::{ApplyOptions, Changed, Drained, Interest, KernelError, Outcome, Scope};
+pub use host::{ApplyOptions, Changed, Drained, Host, Interest, KernelError, Outcome, Scope};
 pub use live::Kernel;
 pub use nl::NetlinkError;

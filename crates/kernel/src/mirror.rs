@@ -180,15 +180,23 @@ impl Mirror {
             self.want(Scope::All);
         }
         let own = self.own.map(|(link, _)| link);
+        // What was told and not yet taken is told once.
+        let told: HashMap<Key, usize> = self
+            .news
+            .changed
+            .iter()
+            .enumerate()
+            .map(|(at, changed)| (changed.key, at))
+            .collect();
         for (key, (before, by)) in std::mem::take(&mut self.touched) {
-            if own.is_some() && key.link() == own && by.is_none() {
+            if (own.is_some() && key.link() == own && by.is_none())
+                || self.objects.get(&key) == before.as_ref()
+            {
                 continue;
             }
-            if self.objects.get(&key) != before.as_ref() {
-                match self.news.changed.iter_mut().find(|changed| changed.key == key) {
-                    Some(known) => known.by = by,
-                    None => self.news.changed.push(Changed { key, by }),
-                }
+            match told.get(&key).and_then(|at| self.news.changed.get_mut(*at)) {
+                Some(known) => known.by = by,
+                None => self.news.changed.push(Changed { key, by }),
             }
         }
     }

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use fabric::object::{Link, LinkKind, LinkName, Mac, Route, Vxlan};
-use kernel::nl::{Message, flag};
+use kernel::nl::{Message, Reply, flag};
 use kernel::rtnl::route::Via;
-use kernel::rtnl::{address, forwarding, link, neighbour, route};
+use kernel::rtnl::{address, forwarding, link, neighbour, nexthop, route};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 
@@ -303,4 +303,84 @@ fn routes_when_written_then_main_table_own_protocol_and_metric_only_where_it_is_
             "Destination(Inet(10.5.2.0))",
         ],
     );
+}
+
+/// Whatever bytes come, reading them ends and panics nowhere.
+#[test]
+fn messages_when_damaged_then_read_as_something_or_nothing() {
+    let vxlan = Vxlan {
+        vni: 7,
+        port: Some(4789),
+        local: "192.0.2.1".parse().unwrap(),
+        lower: name("eth0"),
+        learning: true,
+        gbp: true,
+    };
+    let device = Link {
+        name: name("flannel.7"),
+        kind: LinkKind::Vxlan(Box::new(vxlan.clone())),
+        mac: Mac::parse("06:00:00:00:00:07"),
+        mtu: 1450,
+        up: true,
+    };
+    let v6 = Route {
+        destination: "fd00:2::/64".parse().unwrap(),
+        metric: 9,
+        gateway: Some("fd00:2::".parse().unwrap()),
+        link: name("flannel.1"),
+        onlink: true,
+        protocol: 241,
+    };
+    let mac = Mac([2; 6]);
+    let messages = [
+        link::add_vxlan_message(&device, &vxlan, 3),
+        address::add_message(5, "fd00::/128".parse().unwrap()),
+        neighbour::add_message(flag::PUT, 5, "10.5.2.0".parse().unwrap(), mac),
+        forwarding::add_message(flag::PUT, 5, mac, "192.0.2.2".parse().unwrap()),
+        route::add_message(flag::ADD, &v6, Via::Link(5)),
+        route::add_message(
+            flag::ADD,
+            &Route {
+                destination: "10.5.2.0/24".parse().unwrap(),
+                ..v6
+            },
+            Via::Link(5),
+        ),
+        nexthop::add_message(7, 5, "10.5.2.0".parse().unwrap(), true, 241),
+    ];
+    let mut state = 1u64;
+    let mut random = move |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let mut understood = 0;
+    for round in 0..200_000 {
+        let mut bytes = Vec::new();
+        messages[round % messages.len()].write(1, &mut bytes);
+        let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
+        let mut body = bytes.split_off(16);
+        for _ in 0..random(4) {
+            let at = random(body.len());
+            body[at] = random(256) as u8;
+        }
+        if random(4) == 0 {
+            body.truncate(random(body.len() + 1));
+        }
+        let reply = Reply {
+            kind,
+            flags: 0,
+            sequence: 1,
+            port: 0,
+            body: &body,
+        };
+        understood += usize::from(link::read(&reply).is_some())
+            + usize::from(address::read(&reply).is_some())
+            + usize::from(neighbour::read(&reply).is_some())
+            + usize::from(forwarding::read(&reply).is_some())
+            + usize::from(route::read(&reply).is_some())
+            + usize::from(nexthop::read(&reply).is_some());
+    }
+    assert!(understood > 50_000, "most damage is small: {understood}");
 }

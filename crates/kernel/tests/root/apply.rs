@@ -555,3 +555,28 @@ fn ten_thousand_peers_when_applied_then_system_calls_are_few() {
     );
     assert!(scratch.ip_json("nexthop show").is_empty());
 }
+
+#[test]
+fn device_when_another_has_its_vni_then_the_kernel_says_so_and_it_stays() {
+    let scratch = Scratch::new();
+    scratch.ip("link add other type vxlan id 1 dev eth0 dstport 8472 local 192.0.2.1");
+    let mut kernel = scratch.kernel(&["flannel.1", "eth0"], &["10.5.0.0/16"]);
+    kernel.observe(Scope::All).unwrap();
+    let add = Op::Add(Object::Link(Box::new(vxlan("flannel.1", "192.0.2.1"))));
+    let outcomes = kernel.apply(std::slice::from_ref(&add), PLAIN);
+    let text = outcomes[0].to_string();
+    assert!(
+        text.ends_with("File exists (os error 17): A VXLAN device with the specified VNI already exists"),
+        "{text}"
+    );
+    // One of our name, but another device: not ours to say whether it may go.
+    scratch.ip("link del other");
+    scratch.ip("link add flannel.1 type vxlan id 9 dev eth0 dstport 8472");
+    let outcomes = kernel.apply(&[add], PLAIN);
+    assert!(outcomes[0].error().is_some_and(|e| e.is_exists()), "{outcomes:?}");
+    assert_eq!(
+        scratch.ip_json("-d link show flannel.1")[0]["linkinfo"]["info_data"]["id"],
+        9
+    );
+    assert_mirror_true(&mut kernel, interest(&["flannel.1", "eth0"], &["10.5.0.0/16"]));
+}

@@ -485,3 +485,56 @@ fn notifications_when_caused_by_an_ignored_port_then_they_are_not_delivered() {
     assert_ne!(seen[0].1, rtnl.port());
     assert_ne!(seen[0].1, 0, "who did it is known");
 }
+
+#[test]
+fn dump_when_links_come_and_go_meanwhile_then_whole_or_an_error() {
+    let scratch = Scratch::new();
+    let mut rtnl = Rtnl::open_in(std::os::fd::AsFd::as_fd(&scratch.netns())).unwrap();
+    let lines: String = (0..60)
+        .map(|i| format!("link add stay{i} type bridge\n"))
+        .collect();
+    scratch.batch("ip", &lines);
+    let churn: String = (0..300)
+        .map(|i| format!("link add go{i} type bridge\nlink del go{i}\n"))
+        .collect();
+    std::thread::scope(|scope| {
+        let churning = scope.spawn(|| scratch.batch("ip", &churn));
+        let mut dumps = 0;
+        while !churning.is_finished() || dumps == 0 {
+            match rtnl.links() {
+                Ok(links) => {
+                    let mut names: Vec<_> = links.iter().map(|l| l.name.to_string()).collect();
+                    names.retain(|name| !name.starts_with("go"));
+                    let count = names.len();
+                    names.sort();
+                    names.dedup();
+                    assert_eq!((names.len(), count), (63, 63), "each once");
+                    dumps += 1;
+                }
+                Err(error) => assert_eq!(error.fault, Fault::Interrupted, "{error}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn message_when_from_another_process_then_not_taken_for_the_kernels() {
+    let scratch = Scratch::empty();
+    let netns = scratch.netns();
+    let mut monitor = Socket::open_in(Protocol::Route, std::os::fd::AsFd::as_fd(&netns)).unwrap();
+    let forger = Socket::open_in(Protocol::Route, std::os::fd::AsFd::as_fd(&netns)).unwrap();
+    let mut bytes = Vec::new();
+    Message::new("forge", link_message::DEL, 0)
+        .raw(&link_message::header(1, 0, 0))
+        .write(1, &mut bytes);
+    let to = rustix::net::netlink::SocketAddrNetlink::new(monitor.port(), 0);
+    let sent = rustix::net::sendto(&forger, &bytes, rustix::net::SendFlags::empty(), &to).unwrap();
+    assert_eq!(sent, bytes.len(), "root may do so");
+    assert_eq!(monitor.notifications(|reply| panic!("{reply:?}")).unwrap(), 0);
+    assert_eq!(rtnl_lists(&mut monitor), 1, "and is not confused by it");
+}
+
+fn rtnl_lists(socket: &mut Socket) -> usize {
+    let message = Message::new("list links", link_message::GET, 0).raw(&link_message::header(0, 0, 0));
+    socket.dump(&message, || 0, |count, _| *count += 1).unwrap()
+}
