@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::command::LabError;
+use crate::command::{LabError, run_with_input, words};
 use crate::node::Node;
 use crate::process::send;
 use crate::store::Kind;
@@ -54,10 +54,10 @@ pub enum Part {
     World,
 }
 
-/// What was done, and how to see it undone.
+/// What is done, and how to see it undone.
 #[derive(Debug, Clone)]
 pub struct Broken {
-    /// The commands, as run in the host.
+    /// The commands, to be run in the host.
     pub did: String,
     /// A command that shows the repair, as run in the host.
     pub look: String,
@@ -110,7 +110,7 @@ pub const FAULTS: &[Fault] = &[
     fault!("route-flush", Kernel, "delete every IPv4 route to a peer", |a| { a.route.clone()?; "for r in $(ip route show proto 241 | cut -d' ' -f1); do ip route del $r; done".to_owned() }, "ip route show proto 241".to_owned()),
     fault!("masq-flush", Firewall, "flush the masquerade chain", |a| { a.iptables?; format!("iptables {IPT} -F FLANNEL-POSTRTG") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
     fault!("masq-rule-del", Firewall, "delete one masquerade rule", |a| { a.iptables?; format!("iptables {IPT} -D FLANNEL-POSTRTG 2") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
-    fault!("masq-order", Firewall, "put a foreign rule first into the masquerade chain", |a| { a.iptables?; format!("iptables {IPT} -I FLANNEL-POSTRTG 1 -d 203.0.113.9 -j ACCEPT") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
+    fault!("masq-order", Firewall, "move a masquerade rule to the end of the chain", |a| { a.iptables?; format!("r=$(iptables {IPT} -S FLANNEL-POSTRTG 3); iptables {IPT} -D FLANNEL-POSTRTG 3; eval iptables {IPT} \"$r\"") }, format!("iptables {IPT} -S FLANNEL-POSTRTG")),
     fault!("jump-del", Firewall, "delete the jump from POSTROUTING", |a| { a.iptables?; format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG") }, format!("iptables {IPT} -S POSTROUTING")),
     fault!("chain-del", Firewall, "delete the masquerade chain and its jump", |a| { a.iptables?; format!("iptables {IPT} -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; iptables {IPT} -F FLANNEL-POSTRTG; iptables {IPT} -X FLANNEL-POSTRTG") }, format!("iptables {IPT} -S")),
     fault!("forward-flush", Firewall, "flush the forward chain", |a| { a.iptables?; "iptables -w -F FLANNEL-FWD".to_owned() }, "iptables -S FLANNEL-FWD".to_owned()),
@@ -119,7 +119,7 @@ pub const FAULTS: &[Fault] = &[
     fault!("masq6-flush", Firewall, "flush the IPv6 masquerade chain", |a| { a.iptables?; a.route6.clone()?; format!("ip6tables {IPT} -F FLANNEL-POSTRTG") }, format!("ip6tables {IPT} -S FLANNEL-POSTRTG")),
     fault!("nft-table-del", Firewall, "delete the nftables table", |a| { a.nftables?; "nft delete table ip flannel-ipv4".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
     fault!("nft-chain-flush", Firewall, "flush the nftables masquerade chain", |a| { a.nftables?; "nft flush chain ip flannel-ipv4 postrtg".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
-    fault!("nft-rule-insert", Firewall, "put a foreign rule first into the nftables masquerade chain", |a| { a.nftables?; "nft insert rule ip flannel-ipv4 postrtg ip daddr 203.0.113.9 accept".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
+    fault!("nft-rule-del", Firewall, "delete one nftables masquerade rule", |a| { a.nftables?; "nft delete rule ip flannel-ipv4 postrtg handle $(nft -a list chain ip flannel-ipv4 postrtg | sed -n 's/.*saddr.*# handle //p' | head -1)".to_owned() }, "nft list table ip flannel-ipv4".to_owned()),
     fault!("subnet-env-del", File, "delete subnet.env", |_a| "rm /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
     fault!("subnet-env-change", File, "change a key of subnet.env", |_a| "sed -i s/^FLANNEL_MTU=.*/FLANNEL_MTU=9000/ /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
     fault!("subnet-env-truncate", File, "empty subnet.env", |_a| ": > /run/flannel/subnet.env".to_owned(), "cat /run/flannel/subnet.env".to_owned()),
@@ -148,14 +148,23 @@ pub fn find(name: &str) -> Option<&'static Fault> {
 }
 
 impl Fault {
-    /// Does it to a host; `None` when the host has nothing of the kind (an IPv6 device on an IPv4 network, say).
-    pub fn strike(&self, node: &Node) -> Result<Option<Broken>, LabError> {
+    /// Aims at a host, which takes a dozen commands; `None` when the host has nothing of the kind (an IPv6 device on an
+    /// IPv4 network, say).
+    pub fn aim(&self, node: &Node) -> Result<Option<Broken>, LabError> {
         let aim = Aim::at(node)?;
         let (Some(did), Some(look)) = ((self.script)(&aim), (self.look)(&aim)) else {
             return Ok(None);
         };
-        node.shell(&did)?;
         Ok(Some(Broken { did, look }))
+    }
+
+    /// Does it to a host; `None` when the host has nothing of the kind.
+    pub fn strike(&self, node: &Node) -> Result<Option<Broken>, LabError> {
+        let Some(broken) = self.aim(node)? else {
+            return Ok(None);
+        };
+        node.shell(&broken.did)?;
+        Ok(Some(broken))
     }
 }
 
@@ -302,14 +311,22 @@ impl Lab {
     }
 }
 
-/// A host's kernel objects as text without indices: equal before and after a repair. One shell, so that it is quick
+/// A host's kernel objects as text without indices: equal before and after a repair. Three processes, so that it is quick
 /// enough to time a repair with.
 pub fn kernel_text(node: &Node) -> Result<String, LabError> {
-    let text = node.shell(
-        "ip -o -d link show; ip -o addr show; ip route show; ip -6 route show; \
-         ip neigh show nud permanent; ip -6 neigh show nud permanent; bridge fdb show",
-    )?;
-    let mut lines: Vec<String> = text.lines().filter_map(settled).collect();
+    let mut lines = Vec::new();
+    for (options, shows) in [
+        (
+            &["-o", "-d"][..],
+            "link show\naddr show\nroute show table main\nneigh show nud permanent\n",
+        ),
+        (&["-o", "-6"][..], "route show table main\n"),
+    ] {
+        let mut command = words(&["ip", "-n", &node.netns]);
+        command.args(options).args(["-batch", "-"]);
+        lines.extend(run_with_input(&mut command, shows)?.lines().filter_map(settled));
+    }
+    lines.extend(node.bridge(&["fdb", "show"])?.lines().filter_map(settled));
     lines.sort();
     Ok(lines.join("\n"))
 }
