@@ -215,6 +215,7 @@ async fn etcdctl_when_it_leases_prints_what_it_prints_for_a_real_etcd() {
         );
     }
     assert_eq!(both.same(&["get", "leased"]), "");
+    assert_eq!(both.same(&["lock", "l", "echo", "held"]), "held\n");
     both.same(&["lease", "timetolive", "1234"]);
     both.same_with(&["lease", "revoke", "1234"], "");
     both.same_with(&["lease", "keep-alive", "--once", "1234"], "");

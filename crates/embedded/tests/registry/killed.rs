@@ -139,6 +139,39 @@ async fn a_server_when_killed_under_writes_has_every_acknowledged_one_after_rest
 }
 
 #[tokio::test]
+async fn a_server_when_the_disk_is_full_acknowledges_nothing_more_and_ends() {
+    let dir = TempDir::new().expect("a directory");
+    let server = Process::ours_on_a_small_disk(dir.path(), 4096);
+    let mut clients = Clients::connect(&server.url).await;
+    let value = "x".repeat(100_000);
+    let mut acknowledged = 0;
+    let status = loop {
+        match clients.kv.put(put(&format!("k{acknowledged:03}"), &value)).await {
+            Ok(_) => acknowledged += 1,
+            Err(status) => break status,
+        }
+        assert!(acknowledged < 100, "10 MB fit into 4");
+    };
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+    assert!(status.message().contains("the store failed"), "{status}");
+    let (code, text) = server.ended();
+    assert!(
+        code == Some(1) && text.contains("File too large"),
+        "{code:?}: {text}"
+    );
+    assert!(acknowledged > 5, "only {acknowledged} fitted");
+
+    let server = Process::ours(dir.path());
+    let (_, rows) = read_all(&mut Clients::connect(&server.url).await).await;
+    assert!(
+        rows.len() >= acknowledged,
+        "{} of {acknowledged} are there",
+        rows.len()
+    );
+    assert!(rows.values().all(|found| *found == value));
+}
+
+#[tokio::test]
 async fn a_server_when_killed_while_it_makes_its_store_starts_again() {
     let mut random = Random(0xfee1_dead);
     for _ in 0..12 {

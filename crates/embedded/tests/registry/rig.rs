@@ -1,18 +1,18 @@
 //! Servers to test against: ours in this process or as a process to be killed, and Debian's etcd.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use embedded::{Bound, Options};
+use etcd_proto::etcdserverpb as pb;
 use etcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use etcd_proto::etcdserverpb::kv_client::KvClient;
 use etcd_proto::etcdserverpb::lease_client::LeaseClient;
 use etcd_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use etcd_proto::etcdserverpb::watch_client::WatchClient;
-use etcd_proto::etcdserverpb::{RangeRequest, StatusRequest};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
@@ -42,7 +42,7 @@ impl Clients {
                     // A real etcd accepts before it has a leader.
                     match clients
                         .kv
-                        .range(RangeRequest {
+                        .range(pb::RangeRequest {
                             key: b"x".to_vec(),
                             ..Default::default()
                         })
@@ -116,11 +116,27 @@ pub struct Process {
 impl Process {
     /// Ours, on data that outlives it.
     pub fn ours(dir: &Path) -> Process {
-        let mut child = Command::new(example("serve"))
+        let mut command = Command::new(example("serve"));
+        command.arg(dir);
+        Process::ready(command)
+    }
+
+    /// Ours on a disk that takes only so many kilobytes per file.
+    pub fn ours_on_a_small_disk(dir: &Path, kilobytes: usize) -> Process {
+        let mut command = Command::new("bash");
+        // Ignored, so that the write fails instead of ending the process.
+        let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" \"$1\"");
+        command
+            .args(["-c", &script])
+            .arg(example("serve"))
             .arg(dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("examples/serve runs: cargo test -p embedded builds it");
+            .stderr(Stdio::piped());
+        Process::ready(command)
+    }
+
+    fn ready(mut command: Command) -> Process {
+        let spawned = command.stdout(Stdio::piped()).spawn();
+        let mut child = spawned.expect("examples/serve runs: cargo test -p embedded builds it");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("stdout");
         BufReader::new(stdout)
@@ -132,6 +148,23 @@ impl Process {
             child,
             _dir: None,
         }
+    }
+
+    /// How it ended by itself, and what it said about that.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        let started = Instant::now();
+        while self.child.try_wait().expect("a child").is_none() {
+            assert!(started.elapsed() < PATIENCE, "the server goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut text = String::new();
+        self.child
+            .stderr
+            .take()
+            .expect("stderr")
+            .read_to_string(&mut text)
+            .expect("text");
+        (self.child.wait().expect("a child").code(), text)
     }
 
     /// Starts ours and kills it, ready or not.
@@ -152,10 +185,50 @@ impl Process {
 
     /// Debian's etcd, empty, writing to a directory of its own.
     pub async fn etcd() -> Process {
-        let dir = TempDir::new().expect("a directory for etcd");
+        for _ in 0..5 {
+            let dir = TempDir::new().expect("a directory for etcd");
+            let name = dir
+                .path()
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            let mut etcd = Process::spawn_etcd(dir, &name);
+            if !etcd.listens().await {
+                continue;
+            }
+            let mut clients = Clients::connect(&etcd.url).await;
+            let request = pb::MemberListRequest { linearizable: false };
+            let members = clients
+                .cluster
+                .member_list(request)
+                .await
+                .expect("members")
+                .into_inner()
+                .members;
+            let status = clients
+                .maintenance
+                .status(pb::StatusRequest {})
+                .await
+                .expect("status")
+                .into_inner();
+            assert!(
+                status.version.starts_with("3.4."),
+                "the reference is etcd 3.4, not {}",
+                status.version
+            );
+            // Ports are chosen before etcd takes them: another test's etcd may have been quicker.
+            if members.iter().any(|member| member.name == name) {
+                return etcd;
+            }
+        }
+        panic!("no free ports for etcd");
+    }
+
+    fn spawn_etcd(dir: TempDir, name: &str) -> Process {
         let (client, peer) = (free_url(), free_url());
         let child = Command::new("etcd")
-            .arg("--data-dir")
+            .args(["--name", name, "--data-dir"])
             .arg(dir.path())
             .args([
                 "--listen-client-urls",
@@ -171,7 +244,7 @@ impl Process {
             ])
             .args([
                 "--initial-cluster",
-                &format!("default={peer}"),
+                &format!("{name}={peer}"),
                 "--logger",
                 "zap",
                 "--log-level",
@@ -181,24 +254,28 @@ impl Process {
             .stderr(Stdio::null())
             .spawn()
             .expect("etcd (Debian package etcd-server) runs");
-        let etcd = Process {
+        Process {
             url: client,
             child,
             _dir: Some(dir),
-        };
-        let mut clients = Clients::connect(&etcd.url).await;
-        let status = clients
-            .maintenance
-            .status(StatusRequest {})
-            .await
-            .expect("status")
-            .into_inner();
-        assert!(
-            status.version.starts_with("3.4."),
-            "the reference is etcd 3.4, not {}",
-            status.version
-        );
-        etcd
+        }
+    }
+
+    /// Waits for the port; false when the process has ended instead.
+    async fn listens(&mut self) -> bool {
+        let started = Instant::now();
+        while std::net::TcpStream::connect(self.url.trim_start_matches("http://")).is_err() {
+            if self.child.try_wait().expect("a child").is_some() {
+                return false;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "etcd does not listen on {}",
+                self.url
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
     }
 
     pub fn kill(mut self) {

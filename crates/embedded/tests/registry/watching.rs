@@ -209,6 +209,8 @@ async fn watchers_of_one_stream_when_keys_change_get_what_a_real_etcd_sends() {
         create_on_both(&mut ours, &mut etcd, request).await;
     }
     busy_history(&mut pair).await;
+    // Only the first watcher sees this one: after it, all have had everything.
+    pair.call(Call::Put(put("z", "sentinel"))).await;
     let newest = revision(&mut pair).await;
     let (seen, expected) = (
         ours.events_until(0, newest).await,
