@@ -48,7 +48,8 @@ fn normalise(line: &str) -> String {
         let word = match words.last() {
             Some(last) if RUNNING.contains(&last.as_str()) => "*",
             // Whether detection is over yet is a matter of time; the test of the container's own addresses is elsewhere.
-            _ if word == "tentative" => continue,
+            // COMPAT: the gateway's address skips it, so that the first pod's ADD returns to a gateway that answers.
+            _ if word == "tentative" || word == "nodad" => continue,
             // The kernel takes up to a second to notice that a bridge without ports has no carrier.
             _ if word == "linkdown" => continue,
             _ if word.starts_with("fe80::") && word.len() > 9 => "fe80::*/64",

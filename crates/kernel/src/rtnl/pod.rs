@@ -216,10 +216,13 @@ impl Rtnl {
     }
 
     /// Adds an address with its broadcast; one that is there is fine.
+    ///
+    /// An IPv6 one is usable at once: while it is tentative, for a second or two, the bridge does not answer for it, and the
+    /// first pod of a host reaches nothing beyond. The bridge is ours, so there is nobody it could be a duplicate of.
     pub fn add_gateway(&mut self, link: u32, address: IpNet) -> Result<(), NetlinkError> {
         match self
             .socket()
-            .request(&add_address_message(link, address, false, flag::ADD))
+            .request(&add_address_message(link, address, address.addr().is_ipv6(), flag::ADD))
         {
             Err(error) if error.is_exists() => Ok(()),
             other => other.map_err(|error| error.of(format_args!("add address {address}"))),
