@@ -1,8 +1,11 @@
-//! What an engine says to [`Kernel`](crate::Kernel) and hears from it.
+//! What an engine needs of a host: observe it, hear of changes, change it. [`Kernel`](crate::Kernel) is the real one,
+//! [`Memory`](crate::memory::Memory) one for tests.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 
-use fabric::object::{Key, LinkName};
+use fabric::object::{Key, LinkName, Objects, Op};
 use ipnet::IpNet;
 
 use crate::nl::NetlinkError;
@@ -117,4 +120,34 @@ pub enum KernelError {
     /// A netlink conversation failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+}
+
+/// A host whose state is mirrored and changed; what the engine's loop is written against.
+pub trait Host {
+    /// Sets what is mirrored; observe [`Scope::All`] afterwards.
+    fn set_interest(&mut self, interest: Interest);
+
+    /// Readable when there is something to [drain](Host::drain).
+    fn monitor_fd(&self) -> BorrowedFd<'_>;
+
+    /// There is something to drain although the descriptor may not be readable: it was read on another occasion.
+    fn has_news(&self) -> bool;
+
+    /// Reads a part of the state into the mirror.
+    fn observe(&mut self, scope: Scope) -> Result<(), KernelError>;
+
+    /// Reads what happened since the last call into the mirror, without waiting.
+    fn drain(&mut self) -> Result<Drained, KernelError>;
+
+    /// The mirror.
+    fn objects(&self) -> &Objects;
+
+    /// Applies operations in order, one outcome for each; the mirror shows what succeeded.
+    fn apply(&mut self, ops: &[Op], how: ApplyOptions) -> Vec<Outcome>;
+
+    /// For each address the link through which it is reached without a gateway.
+    fn direct(&mut self, peers: &[IpAddr]) -> Result<Vec<Option<LinkName>>, KernelError>;
+
+    /// Packs the mirror, after many single changes.
+    fn compact(&mut self);
 }

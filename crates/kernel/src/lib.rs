@@ -10,6 +10,7 @@ pub mod host;
 pub mod inotify;
 mod live;
 pub mod lock;
+pub mod memory;
 mod mirror;
 pub mod netns;
 pub mod nl;

@@ -2,6 +2,7 @@
 
 mod apply;
 mod device;
+mod host;
 mod steps;
 
 use std::collections::HashSet;
