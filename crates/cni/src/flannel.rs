@@ -126,7 +126,8 @@ pub fn del(call: &Call) -> Result<(), Failure> {
         Way::Exec => delegate::run(&kind, Verb::Del, bytes, &call.env).map(drop)?,
     }
     // Go's one file may stand for more attachments than this one: as long as another has an address, it is needed.
-    let keep = matches!(saved, Saved::Legacy(_)) && others_hold_addresses(call, &config);
+    let keep =
+        matches!(saved, Saved::Legacy(_)) && others_hold_addresses(call, &config, &state.other_interfaces());
     Ok(state.forget(&saved, keep)?)
 }
 
@@ -136,14 +137,14 @@ fn read_saved(bytes: &[u8]) -> Option<(String, Value)> {
     Some((kind, config))
 }
 
-fn others_hold_addresses(call: &Call, config: &Value) -> bool {
+fn others_hold_addresses(call: &Call, config: &Value, except: &[String]) -> bool {
     let delegated = call.delegated(config.clone(), Vec::new());
     let Ok(ipam) = host_local::config::Config::load(&delegated) else {
         return false;
     };
     match host_local::store::Store::open(&ipam.data_dir, &ipam.network) {
         Ok(Some(mut store)) => store
-            .holds_another_of(&host_local::owner_of(call))
+            .holds_another_of(&host_local::owner_of(call), except)
             .unwrap_or(false),
         _ => false,
     }

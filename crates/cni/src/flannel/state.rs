@@ -156,6 +156,12 @@ impl State {
         }
     }
 
+    /// Interfaces of the container's other attachments that have a configuration of their own.
+    pub fn other_interfaces(&self) -> Vec<String> {
+        let own = self.own_folder(false).ok().flatten();
+        own.map(|own| self.others(&own)).unwrap_or_default()
+    }
+
     /// Forgets the attachment, whose configuration was `saved`. `keep_legacy`: Go's file still stands for another one.
     pub fn forget(&self, saved: &Saved, keep_legacy: bool) -> Result<(), FileError> {
         let fail = |e| self.fail("remove", &self.container, e);

@@ -125,12 +125,13 @@ impl Store {
         self.find(&Owner::new(&owner.container, ""))
     }
 
-    /// Another interface of the container holds an address here.
-    pub fn holds_another_of(&mut self, owner: &Owner) -> Result<bool, FileError> {
+    /// Another interface of the container holds an address here; those of `except` do not count.
+    pub fn holds_another_of(&mut self, owner: &Owner, except: &[String]) -> Result<bool, FileError> {
         let all = self.scan()?;
+        let counts = |ifname: &String| *ifname != owner.ifname && !except.contains(ifname);
         Ok(all
             .keys()
-            .any(|other| other.container == owner.container && other.ifname != owner.ifname))
+            .any(|other| other.container == owner.container && counts(&other.ifname)))
     }
 
     /// Every reservation by owner. Removes files that name none.

@@ -308,11 +308,18 @@ impl Host {
 
     /// Nothing of any container is left: no veth, no reservation, no saved configuration, no rule.
     pub fn assert_nothing_left(&self, network: &str) {
-        let veths: Vec<_> = self
-            .links()
-            .into_iter()
-            .filter(|l| l.starts_with("veth"))
-            .collect();
+        // A namespace that is removed takes its links with it later, by a worker of the kernel.
+        let veths = || -> Vec<String> {
+            self.links()
+                .into_iter()
+                .filter(|l| l.starts_with("veth"))
+                .collect()
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !veths().is_empty() && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let veths = veths();
         assert_eq!(veths, Vec::<String>::new());
         assert_eq!(self.reservations(network), []);
         assert_eq!(self.saved(), Vec::<String>::new());
