@@ -217,12 +217,20 @@ impl Rtnl {
 
     /// Adds an address with its broadcast; one that is there is fine.
     ///
-    /// An IPv6 one is usable at once: while it is tentative, for a second or two, the bridge does not answer for it, and the
-    /// first pod of a host reaches nothing beyond. The bridge is ours, so there is nobody it could be a duplicate of.
+    /// An IPv6 one is usable at once (see [`Rtnl::configure_pod`] for how): while it is tentative, for a second or two, the
+    /// bridge does not answer for it, and the first pod of a host reaches nothing beyond. The bridge is ours, so there is nobody
+    /// it could be a duplicate of.
     pub fn add_gateway(&mut self, link: u32, address: IpNet) -> Result<(), NetlinkError> {
+        let exempt = address.addr().is_ipv6();
+        let mut messages = vec![add_address_message(link, address, exempt, flag::ADD)];
+        if exempt {
+            messages.push(add_address_message(link, address, false, flag::REPLACE));
+        }
         match self
             .socket()
-            .request(&add_address_message(link, address, address.addr().is_ipv6(), flag::ADD))
+            .pipeline(messages)
+            .into_iter()
+            .collect::<Result<(), _>>()
         {
             Err(error) if error.is_exists() => Ok(()),
             other => other.map_err(|error| error.of(format_args!("add address {address}"))),
