@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use fabric::object::Family;
 
 use crate::nl::message::Reply;
-use crate::nl::{NetlinkError, Protocol, Socket};
+use crate::nl::{Fault, NetlinkError, Protocol, Socket};
 
 const NFNLGRP_NFTABLES: u32 = 7;
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of the message type.
@@ -91,8 +91,13 @@ impl Monitor {
             });
             match read {
                 Ok(_) => return changes,
-                // Some are lost, others still queued.
-                Err(_) => changes.touched = true,
+                Err(lost) => {
+                    changes.touched = true;
+                    // Some are lost, others still queued. Any other failure would be the same at the next call.
+                    if !matches!(lost.fault, Fault::Overrun | Fault::Truncated) {
+                        return changes;
+                    }
+                }
             }
         }
     }
