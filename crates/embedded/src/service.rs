@@ -232,10 +232,8 @@ impl pb::maintenance_server::Maintenance for Registry {
         if request.get_ref().action == AlarmAction::Activate as i32 {
             return not_built_in("Maintenance.Alarm ACTIVATE");
         }
-        Ok(Response::new(pb::AlarmResponse {
-            header: Some(self.present()),
-            alarms: Vec::new(),
-        }))
+        // COMPAT: etcd's reply to this call carries no header.
+        Ok(Response::new(pb::AlarmResponse::default()))
     }
 
     async fn defragment(

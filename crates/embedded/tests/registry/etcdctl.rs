@@ -166,6 +166,7 @@ async fn etcdctl_when_it_reads_and_writes_prints_what_it_prints_for_a_real_etcd(
     both.same(&["get", "--prefix", ""]);
     both.same_json(&["get", "--prefix", "", "-w", "json"]);
     both.same(&["alarm", "list"]);
+    both.same_json(&["alarm", "list", "-w", "json"]);
     both.same(&["alarm", "disarm"]);
 }
 
