@@ -3,6 +3,8 @@
 //! The live state is read, merged with what is wanted by `fabric::rules`, and written back in one transaction where it
 //! differs. nftables, and iptables on top of it, tell of changes; iptables-legacy does not and is looked at every period.
 
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,10 +26,12 @@ use crate::flags::Options;
 const AUDIT: Duration = Duration::from_secs(60);
 /// Who changes a rule often changes more: one look for all that happens within this time.
 const SETTLE: Duration = Duration::from_millis(30);
-/// Rules that somebody takes away more often than this within [`WINDOW`] are put back ever more slowly.
+/// Damage that somebody does more often than this within [`WINDOW`] is mended ever more slowly.
 const REPAIRS: usize = 3;
 const WINDOW: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(30);
+/// The first pause in a fight; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Chains of the shared tables whose changes concern us.
 const NAT_CHAINS: &[&str] = &["FLANNEL-POSTRTG", "POSTROUTING"];
 const FILTER_CHAINS: &[&str] = &["FLANNEL-FWD", "FORWARD"];
@@ -71,8 +75,15 @@ impl Handle {
 }
 
 /// Starts the thread. It does nothing until it is given rules.
-pub fn start(options: &Options, state: watch::Sender<Firewall>, reporter: Reporter) -> std::io::Result<Handle> {
-    let handle = Handle(Arc::new(Shared { rules: Mutex::new(None), waker: Waker::new()? }));
+pub fn start(
+    options: &Options,
+    state: watch::Sender<Firewall>,
+    reporter: Reporter,
+) -> std::io::Result<Handle> {
+    let handle = Handle(Arc::new(Shared {
+        rules: Mutex::new(None),
+        waker: Waker::new()?,
+    }));
     let wanted = Wanted {
         masquerade: options.masquerade,
         forward: options.forward_rules,
@@ -85,9 +96,11 @@ pub fn start(options: &Options, state: watch::Sender<Firewall>, reporter: Report
         state,
         reporter,
         ground: None,
-        fight: Fight::default(),
+        fights: BTreeMap::new(),
     };
-    std::thread::Builder::new().name("firewall".to_owned()).spawn(move || keeper.run())?;
+    std::thread::Builder::new()
+        .name("firewall".to_owned())
+        .spawn(move || keeper.run())?;
     Ok(handle)
 }
 
@@ -102,7 +115,7 @@ struct Ground {
     legacy: Vec<legacy::Probe>,
 }
 
-/// The clock of a place that somebody else changes again and again.
+/// The clock of one kind of damage that somebody else does again and again.
 #[derive(Debug, Default)]
 struct Fight {
     repairs: Vec<Instant>,
@@ -116,11 +129,43 @@ impl Fight {
         self.repairs.push(now);
         self.until = None;
         if self.repairs.len() > REPAIRS {
-            self.delay = (self.delay * 2).clamp(Duration::from_secs(1), LONGEST);
+            self.delay = (self.delay * 2).clamp(FIRST_PAUSE, LONGEST);
             self.until = Some(now + self.delay);
         } else {
             self.delay = Duration::ZERO;
         }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.repairs
+            .last()
+            .is_none_or(|at| now.duration_since(*at) > WINDOW)
+    }
+}
+
+/// One transaction that brings a family's live state to what is wished.
+#[derive(Debug, Hash)]
+struct Mend {
+    nftables: bool,
+    v6: bool,
+    text: String,
+}
+
+impl Mend {
+    fn apply(&self) -> Result<(), ExecError> {
+        let family = if self.v6 { Family::V6 } else { Family::V4 };
+        if self.nftables {
+            programs::nft_apply(&self.text)
+        } else {
+            programs::iptables_restore(family, &self.text)
+        }
+    }
+
+    /// The same damage needs the same mend.
+    fn damage(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 }
 
@@ -130,7 +175,7 @@ struct Keeper {
     state: watch::Sender<Firewall>,
     reporter: Reporter,
     ground: Option<Ground>,
-    fight: Fight,
+    fights: BTreeMap<u64, Fight>,
 }
 
 impl Keeper {
@@ -141,7 +186,12 @@ impl Keeper {
         loop {
             self.wait(audit_at.min(look_at.unwrap_or(audit_at)));
             self.shared.waker.clear();
-            let given = self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let given = self
+                .shared
+                .rules
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             if let Some(rules) = given {
                 self.prepare(&rules);
                 (audit_at, first) = (Instant::now(), true);
@@ -151,7 +201,11 @@ impl Keeper {
                 audit_at = now + AUDIT;
                 continue;
             };
-            let changes = ground.monitor.as_mut().map(monitor::Monitor::drain).unwrap_or_default();
+            let changes = ground
+                .monitor
+                .as_mut()
+                .map(monitor::Monitor::drain)
+                .unwrap_or_default();
             by = changes.by.or(by);
             if changes.touched {
                 look_at.get_or_insert(now + SETTLE);
@@ -159,16 +213,11 @@ impl Keeper {
             if ground.legacy.iter_mut().any(legacy::Probe::changed) {
                 look_at = Some(now);
             }
-            // In a fight the next look waits for its time.
-            let held_back = self.fight.until.filter(|until| *until > now);
-            if let (Some(until), Some(at)) = (held_back, look_at) {
-                look_at = Some(at.max(until));
-            }
             if now < audit_at && look_at.is_none_or(|at| now < at) {
                 continue;
             }
-            look_at = None;
-            let took = self.keep(first, by.take());
+            let (took, again) = self.keep(first, by.take());
+            look_at = again;
             first = first && !took;
             // A failure is tried again after a period, success is checked again after a minute.
             audit_at = Instant::now() + if took { AUDIT } else { self.wanted.resync };
@@ -194,7 +243,10 @@ impl Keeper {
     fn prepare(&mut self, rules: &Rules) {
         let mut wishes = Vec::new();
         for family in Family::BOTH {
-            let half = rules.halves.iter().find(|(network, _)| Family::of_net(*network) == family);
+            let half = rules
+                .halves
+                .iter()
+                .find(|(network, _)| Family::of_net(*network) == family);
             wishes.push(match half {
                 Some((network, subnet)) => Wish::new(
                     *network,
@@ -212,10 +264,22 @@ impl Keeper {
         for family in Family::BOTH {
             if rules.nftables {
                 let (_, table) = nft::table(family).split_once(' ').unwrap_or_default();
-                places.push(monitor::Place { family, table, chains: &[] });
+                places.push(monitor::Place {
+                    family,
+                    table,
+                    chains: &[],
+                });
             } else {
-                places.push(monitor::Place { family, table: Table::Nat.name(), chains: NAT_CHAINS });
-                places.push(monitor::Place { family, table: Table::Filter.name(), chains: FILTER_CHAINS });
+                places.push(monitor::Place {
+                    family,
+                    table: Table::Nat.name(),
+                    chains: NAT_CHAINS,
+                });
+                places.push(monitor::Place {
+                    family,
+                    table: Table::Filter.name(),
+                    chains: FILTER_CHAINS,
+                });
                 let version = programs::iptables_version(family).unwrap_or_default();
                 if !version.is_empty() && !programs::is_nft_variant(&version) {
                     probes.extend(Table::BOTH.map(|table| legacy::Probe::new(family, table.name())));
@@ -223,26 +287,40 @@ impl Keeper {
             }
         }
         let monitor = monitor::Monitor::open(places)
-            .inspect_err(|failure| warn!("changes of firewall rules are not heard of, only looked for: {failure}"))
+            .inspect_err(|failure| {
+                warn!("changes of firewall rules are not heard of, only looked for: {failure}")
+            })
             .ok();
         let comments = [Family::V4, Family::V6]
             .map(|family| rules.nftables && programs::nft_would_take(&nft::comment_probe(family)));
-        self.ground = Some(Ground { wishes, nftables: rules.nftables, comments, monitor, legacy: probes });
-        self.fight = Fight::default();
+        self.ground = Some(Ground {
+            wishes,
+            nftables: rules.nftables,
+            comments,
+            monitor,
+            legacy: probes,
+        });
+        self.fights.clear();
         self.clean_up(rules);
     }
 
     /// Removes what an earlier run left with the firewall that is not in use any more. It may not even be installed.
     fn clean_up(&self, rules: &Rules) {
-        let networks: Vec<IpNet> =
-            rules.halves.iter().map(|(network, _)| *network).chain(rules.former.iter().copied()).collect();
+        let networks: Vec<IpNet> = rules
+            .halves
+            .iter()
+            .map(|(network, _)| *network)
+            .chain(rules.former.iter().copied())
+            .collect();
         for family in Family::BOTH {
             let wish = Wish::nothing(family, &networks);
-            let result = if rules.nftables {
-                keep_iptables(&wish)
-            } else {
-                keep_nft(&wish, false)
-            };
+            let result = mends(&wish, !rules.nftables, false).and_then(|mends| {
+                mends
+                    .iter()
+                    .try_for_each(Mend::apply)
+                    .map_err(|failure| failure.to_string())?;
+                Ok(!mends.is_empty())
+            });
             match result {
                 Ok(true) => info!("removed {family} rules of the firewall that is not in use any more"),
                 Ok(false) => {}
@@ -251,20 +329,35 @@ impl Keeper {
         }
     }
 
-    /// Compares and, where needed, writes; whether all is as wanted now.
-    fn keep(&mut self, first: bool, by: Option<(u32, String)>) -> bool {
-        let Some(ground) = &mut self.ground else { return true };
-        let (mut wrote, mut failures) = (false, Vec::new());
+    /// Compares and, where needed, writes. Says whether all is as wanted now, and when to look again because of a fight.
+    fn keep(&mut self, first: bool, by: Option<(u32, String)>) -> (bool, Option<Instant>) {
+        let Some(ground) = &mut self.ground else {
+            return (true, None);
+        };
+        let now = Instant::now();
+        self.fights.retain(|_, fight| !fight.is_over(now));
+        let (mut wrote, mut failures, mut again) = (false, Vec::new(), None);
         for wish in &ground.wishes {
             // Nothing wanted and nothing to remove: the programs of a family that is off need not even be there.
             if wish.nat.is_empty() && wish.filter.is_empty() && wish.networks.is_empty() {
                 continue;
             }
             let comments = ground.comments[usize::from(wish.family == Family::V6)];
-            let result = if ground.nftables { keep_nft(wish, comments) } else { keep_iptables(wish) };
-            match result {
-                Ok(changed) => wrote |= changed,
-                Err(failure) => failures.push(format!("{}: {failure}", wish.family)),
+            let mended = mends(wish, ground.nftables, comments).and_then(|mends| {
+                for mend in mends {
+                    let fight = self.fights.entry(mend.damage()).or_default();
+                    if let Some(until) = fight.until.filter(|until| *until > now) {
+                        again = Some(again.map_or(until, |at: Instant| at.min(until)));
+                        continue;
+                    }
+                    mend.apply().map_err(|failure| failure.to_string())?;
+                    wrote = true;
+                    fight.repaired(now);
+                }
+                Ok(())
+            });
+            if let Err(failure) = mended {
+                failures.push(format!("{}: {failure}", wish.family));
             }
         }
         if wrote {
@@ -276,12 +369,14 @@ impl Keeper {
                 probe.changed();
             }
             if first {
+                self.fights.clear();
                 info!("firewall rules are in place");
             } else {
-                let by = by.map_or_else(String::new, |(pid, name)| format!(" (changed by pid {pid} ({name}))"));
+                let by = by.map_or_else(String::new, |(pid, name)| {
+                    format!(" (changed by pid {pid} ({name}))")
+                });
                 info!("repaired: firewall rules{by}");
                 self.reporter.repaired_kind("firewall");
-                self.fight.repaired(Instant::now());
             }
         }
         let error = (!failures.is_empty()).then(|| failures.join("; "));
@@ -302,7 +397,7 @@ impl Keeper {
             state.restores += u64::from(wrote);
             *state != before
         });
-        failures.is_empty()
+        (failures.is_empty(), again)
     }
 }
 
@@ -314,25 +409,19 @@ fn knows_fully_random(nftables: bool, family: Family) -> bool {
     }
 }
 
-/// Makes a family's iptables as wished; whether anything had to be written.
-fn keep_iptables(wish: &Wish) -> Result<bool, String> {
-    let text = |failure: ExecError| failure.to_string();
-    let mut wrote = false;
+/// What has to be written for a family to be as wished.
+fn mends(wish: &Wish, nftables: bool, comments: bool) -> Result<Vec<Mend>, String> {
+    let v6 = wish.family == Family::V6;
+    let mend = |text| Mend { nftables, v6, text };
+    if nftables {
+        let live = programs::nft_list(nft::table(wish.family)).map_err(|failure| failure.to_string())?;
+        return Ok(nft::merge(&live, wish, comments).map(mend).into_iter().collect());
+    }
+    let mut mends = Vec::new();
     for table in Table::BOTH {
-        let live = programs::iptables_save(wish.family, table).map_err(text)?;
-        if let Some(payload) = iptables::merge(table, &live, wish).map_err(|failure| failure.to_string())? {
-            programs::iptables_restore(wish.family, &payload).map_err(text)?;
-            wrote = true;
-        }
+        let live = programs::iptables_save(wish.family, table).map_err(|failure| failure.to_string())?;
+        let payload = iptables::merge(table, &live, wish).map_err(|failure| failure.to_string())?;
+        mends.extend(payload.map(mend));
     }
-    Ok(wrote)
-}
-
-/// Makes a family's nftables as wished; whether anything had to be written.
-fn keep_nft(wish: &Wish, comments: bool) -> Result<bool, String> {
-    let live = programs::nft_list(nft::table(wish.family)).map_err(|failure| failure.to_string())?;
-    match nft::merge(&live, wish, comments) {
-        Some(script) => programs::nft_apply(&script).map(|()| true).map_err(|failure| failure.to_string()),
-        None => Ok(false),
-    }
+    Ok(mends)
 }

@@ -10,6 +10,8 @@ use fabric::object::Key;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
+/// The first pause in a fight; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// More repairs of one key than this within [`WINDOW`] are a fight.
 const REPAIRS: usize = 3;
 const WINDOW: Duration = Duration::from_secs(60);
@@ -65,7 +67,7 @@ impl Patience {
             fight.opponent = opponent;
         }
         if fight.repairs.len() > REPAIRS {
-            fight.delay = (fight.delay * 2).clamp(Duration::from_secs(1), LONGEST);
+            fight.delay = (fight.delay * 2).clamp(FIRST_PAUSE, LONGEST);
             fight.until = Some(now + fight.delay);
         }
     }
