@@ -59,7 +59,7 @@ pub fn add(call: &Call) -> Result<String, Failure> {
     }
 }
 
-fn load_env(conf: &NetConf) -> Result<subnet_env::SubnetEnv, Failure> {
+fn load_env(conf: &NetConf) -> Result<subnet_env::PodNetwork, Failure> {
     subnet_env::load(&conf.subnet_file).map_err(|e| {
         Failure::internal(format!(
             "failed to load flannel 'subnet.env' file: {e}. Check the flannel pod log for this node."

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::flannel::subnet_env::SubnetEnv;
+use crate::flannel::subnet_env::PodNetwork;
 use crate::json::{self, FieldError, Object};
 use crate::ordered::Ordered;
 use crate::result::Route;
@@ -91,7 +91,7 @@ pub fn check_delegate(conf: &NetConf) -> Result<(), Failure> {
 }
 
 /// Makes the delegate's configuration of flannel's and of what the node was given.
-pub fn build(conf: &NetConf, env: &SubnetEnv) -> Result<Delegate, Failure> {
+pub fn build(conf: &NetConf, env: &PodNetwork) -> Result<Delegate, Failure> {
     check_delegate(conf)?;
     let mut delegate = conf.delegate.clone().unwrap_or_default();
     if let Some(runtime) = &conf.runtime_config {
@@ -124,7 +124,7 @@ pub fn build(conf: &NetConf, env: &SubnetEnv) -> Result<Delegate, Failure> {
 }
 
 /// The delegate's `ipam`, and its routes as text: Go writes those from a struct, in the order of its fields.
-fn build_ipam(conf: &NetConf, env: &SubnetEnv) -> Result<(Map<String, Value>, String), String> {
+fn build_ipam(conf: &NetConf, env: &PodNetwork) -> Result<(Map<String, Value>, String), String> {
     let mut ipam = conf.ipam.clone();
     ipam.entry("type".to_owned())
         .or_insert_with(|| Value::from("host-local"));

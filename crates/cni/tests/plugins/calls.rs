@@ -85,7 +85,10 @@ fn p1_p2_add_when_subnet_env_is_missing_or_short_says_so_in_gos_words() {
             "FLANNEL_MTU=1450 ",
             "strconv.ParseUint: parsing \"1450 \": invalid syntax".to_owned(),
         ),
-        ("FLANNEL_SUBNET", "invalid CIDR address: ".to_owned()),
+        (
+            "FLANNEL_SUBNET",
+            "line 1 is \"FLANNEL_SUBNET\" alone: expected FLANNEL_SUBNET=<value>".to_owned(),
+        ),
     ] {
         std::fs::write(&path, content).unwrap();
         refused(&mut host, config.clone(), 999, &text(&why));
