@@ -254,6 +254,21 @@ enum Chain<'a> {
     Remove,
 }
 
+/// Whether a rule's text has a prefix outside these networks that is not multicast.
+fn names_others(text: &str, networks: &[IpNet]) -> bool {
+    text.split(|c: char| !(c.is_ascii_hexdigit() || matches!(c, '.' | ':' | '/')))
+        .filter_map(|word| {
+            let net: Option<IpNet> = word.parse().ok();
+            net.or_else(|| word.parse::<IpAddr>().ok().map(IpNet::from))
+        })
+        .any(|net| {
+            let inside = networks
+                .iter()
+                .any(|ours| ours.contains(&net) || net.contains(ours));
+            !inside && !net.addr().is_multicast()
+        })
+}
+
 /// Compares the content of a chain (`None`: there is no such chain) with the rules wanted in it.
 fn settle<'a>(table: Table, listed: Option<&[Listed<'a>]>, wish: &Wish) -> Chain<'a> {
     let (wanted, networks) = (wish.rules(table), wish.networks.as_slice());
@@ -265,15 +280,22 @@ fn settle<'a>(table: Table, listed: Option<&[Listed<'a>]>, wish: &Wish) -> Chain
     };
     let on_mark = |line: &Listed<'_>| table == Table::Nat && line.rule.is_some_and(|rule| rule.is_on_mark());
     let own = |line: &Listed<'_>| line.rule.is_some_and(|rule| rule.names(networks));
-    let foreign = || listed.iter().filter(|line| !on_mark(line) && !own(line));
+    // The chain is flannel's. A rule about other networks may be another daemon's, whatever its form; any other that is none of
+    // ours was put there by hand, and could be a drop before all of ours.
+    let stray = |line: &Listed<'_>| line.rule.is_none() && !names_others(line.text, networks);
+    let foreign = || {
+        listed
+            .iter()
+            .filter(|line| !on_mark(line) && !own(line) && !stray(line))
+    };
     if wanted.is_empty() {
         if foreign().next().is_none() {
             return Chain::Remove;
         }
-        if !listed.iter().any(own) {
+        if !listed.iter().any(|line| own(line) || stray(line)) {
             return Chain::Right;
         }
-        let rest = listed.iter().filter(|line| !own(line));
+        let rest = listed.iter().filter(|line| !own(line) && !stray(line));
         return Chain::Rewrite(rest.map(|line| Entry::Kept(line.text)).collect());
     }
     let (first, others): (Vec<Rule>, Vec<Rule>) = wanted.iter().partition(|rule| rule.is_on_mark());
@@ -288,7 +310,8 @@ fn settle<'a>(table: Table, listed: Option<&[Listed<'a>]>, wish: &Wish) -> Chain
         .take(first.len())
         .filter_map(|line| line.rule)
         .eq(first.iter().copied());
-    if own_in_order && marks_at_front && listed.iter().filter(|line| on_mark(line)).count() == first.len() {
+    let one_mark = listed.iter().filter(|line| on_mark(line)).count() == first.len();
+    if own_in_order && marks_at_front && one_mark && !listed.iter().any(stray) {
         return Chain::Right;
     }
     let ours = |rules: Vec<Rule>| rules.into_iter().map(Entry::Ours);

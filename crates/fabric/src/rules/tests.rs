@@ -90,7 +90,7 @@ fn merge_when_all_is_right_does_nothing_wherever_others_stand() {
     );
     lines.insert(
         5,
-        "-A FLANNEL-POSTRTG -p tcp -m tcp --dport 80 -m comment --comment \"mine \\\"x\\\"\" -j RETURN"
+        "-A FLANNEL-POSTRTG -s 10.77.3.0/24 -p tcp -m tcp --dport 80 -m comment --comment \"theirs \\\"x\\\"\" -j RETURN"
             .into(),
     );
     lines.push("-A POSTROUTING -j KUBE-POSTROUTING".into());
@@ -143,7 +143,7 @@ fn merge_when_own_rules_are_missing_doubled_stale_or_out_of_order_rewrites_and_k
     for mut lines in cases {
         lines.extend([kept.to_owned(), admin.to_owned()]);
         let payload = payload(&nat(&lines), &wish());
-        let expected: Vec<&str> = [own[1].as_str(), kept, admin]
+        let expected: Vec<&str> = [own[1].as_str(), kept]
             .into_iter()
             .chain(own[2..].iter().map(String::as_str))
             .collect();
@@ -153,6 +153,40 @@ fn merge_when_own_rules_are_missing_doubled_stale_or_out_of_order_rewrites_and_k
             "{lines:#?}"
         );
     }
+}
+
+#[test]
+fn merge_when_a_rule_was_put_into_our_chain_by_hand_takes_it_out() {
+    let forward = Wish {
+        nat: Vec::new(),
+        ..wish()
+    };
+    let live = |rule: &str| {
+        let mut lines = vec![
+            ":FORWARD DROP [0:0]".to_owned(),
+            ":FLANNEL-FWD - [0:0]".to_owned(),
+        ];
+        let right = iptables::lines(Table::Filter, &forward);
+        lines.push(right[0].clone());
+        lines.extend((!rule.is_empty()).then(|| format!("-A FLANNEL-FWD {rule}")));
+        lines.extend(right[1..].iter().cloned());
+        format!("*filter\n{}\nCOMMIT\n", lines.join("\n"))
+    };
+    assert_eq!(iptables::merge(Table::Filter, &live(""), &forward), Ok(None));
+    for rule in [
+        "-j DROP",
+        "-s 10.5.0.0/16 -j DROP",
+        "-s 10.5.7.9/32 -p tcp -j RETURN",
+    ] {
+        let payload = iptables::merge(Table::Filter, &live(rule), &forward)
+            .unwrap()
+            .expect(rule);
+        assert!(!payload.contains(rule), "{payload}");
+    }
+    assert_eq!(
+        iptables::merge(Table::Filter, &live("-s 10.9.0.0/16 -j DROP"), &forward),
+        Ok(None)
+    );
 }
 
 #[test]
