@@ -102,6 +102,12 @@ impl Daemon {
         &self.mailbox
     }
 
+    /// Ends the threads after the step they are in. The data path stays as it is.
+    pub fn stop(&self) {
+        self.mailbox.stop();
+        self.firewall.stop();
+    }
+
     /// Runs the fabric until its subnet is another's, or an input turns out to be beyond cure.
     pub async fn run(&self) -> anyhow::Result<Ending> {
         let mut state = self.state_dir.load();

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,7 @@ pub struct Handle(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     rules: Mutex<Option<Rules>>,
+    stop: AtomicBool,
     waker: Waker,
 }
 
@@ -70,6 +72,12 @@ impl Handle {
     /// Gives the thread what to keep from now on.
     pub fn set(&self, rules: Rules) {
         *self.0.rules.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules);
+        self.0.waker.wake();
+    }
+
+    /// Ends the thread. What is in the kernel stays there.
+    pub fn stop(&self) {
+        self.0.stop.store(true, Ordering::Relaxed);
         self.0.waker.wake();
     }
 }
@@ -82,6 +90,7 @@ pub fn start(
 ) -> std::io::Result<Handle> {
     let handle = Handle(Arc::new(Shared {
         rules: Mutex::new(None),
+        stop: AtomicBool::new(false),
         waker: Waker::new()?,
     }));
     let wanted = Wanted {
@@ -186,6 +195,9 @@ impl Keeper {
         loop {
             self.wait(audit_at.min(look_at.unwrap_or(audit_at)));
             self.shared.waker.clear();
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return;
+            }
             let given = self
                 .shared
                 .rules

@@ -44,10 +44,11 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
     }
     let options = start.options;
     info!("flanneld {} starting", env!("CARGO_PKG_VERSION"));
-    let notifier = Notifier::from_environment(|name| std::env::var_os(name), std::process::id()).unwrap_or_else(|e| {
-        warn!("{e}");
-        Notifier::default()
-    });
+    let notifier = Notifier::from_environment(|name| std::env::var_os(name), std::process::id())
+        .unwrap_or_else(|e| {
+            warn!("{e}");
+            Notifier::default()
+        });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -66,7 +67,11 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
         }
     };
     let daemon = Daemon::start(options, Arc::clone(&registry), prefix)?;
-    let subject = Arc::new(Whole { truth: daemon.truth().clone(), mailbox: Arc::clone(daemon.mailbox()), registry });
+    let subject = Arc::new(Whole {
+        truth: daemon.truth().clone(),
+        mailbox: Arc::clone(daemon.mailbox()),
+        registry,
+    });
     let (stop, stopped) = watch::channel(false);
     let doors = async {
         let network = async {
@@ -90,8 +95,12 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
     let work = async {
         loop {
             match daemon.run().await? {
-                Ending::Readdressed(change) => warn!("the address peers know us by changed {change}; starting anew"),
-                Ending::Taken(taken) => anyhow::bail!("{taken}; stopping, so that one subnet does not have two nodes"),
+                Ending::Readdressed(change) => {
+                    warn!("the address peers know us by changed {change}; starting anew")
+                }
+                Ending::Taken(taken) => {
+                    anyhow::bail!("{taken}; stopping, so that one subnet does not have two nodes")
+                }
             }
         }
     };
@@ -110,12 +119,15 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
         }
         Ok(Exit::Code(_)) => {
             info!("stopping; the data path stays as it is");
-            vec![Notice::Stopping, Notice::Status("stopping; the data path stays as it is")]
+            vec![
+                Notice::Stopping,
+                Notice::Status("stopping; the data path stays as it is"),
+            ]
         }
         Err(_) => vec![Notice::Stopping],
     };
     tell(&notifier, &farewell);
-    daemon.mailbox().stop();
+    daemon.stop();
     stop.send_replace(true);
     let _ = tokio::time::timeout(STOPPING, doors).await;
     exit
@@ -125,7 +137,10 @@ fn etcd_options(options: &crate::flags::Options) -> registry::etcd3::Options {
     let etcd = &options.etcd;
     let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
     let (username, password) = match &etcd.credentials {
-        Some(credentials) => (credentials.username.clone(), credentials.password.reveal().to_owned()),
+        Some(credentials) => (
+            credentials.username.clone(),
+            credentials.password.reveal().to_owned(),
+        ),
         None => (String::new(), String::new()),
     };
     registry::etcd3::Options {
