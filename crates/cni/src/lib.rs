@@ -15,6 +15,7 @@ pub mod gc;
 pub mod host_local;
 pub mod json;
 pub mod loopback;
+pub mod netfilter;
 pub mod netns;
 pub mod ordered;
 pub mod plugin;

@@ -14,5 +14,7 @@ mod go;
 mod golden;
 #[path = "plugins/host_local.rs"]
 mod host_local;
+#[path = "plugins/kill.rs"]
+mod kill;
 #[path = "plugins/link.rs"]
 mod link;

@@ -4,19 +4,13 @@
 //! With iptables one transaction does it all. What is there already is only listed when that transaction is refused, which
 //! happens when a second attachment of the container shares the chain (its name does not contain the interface's).
 
-use std::io;
-use std::process::Command;
-use std::time::Duration;
-
 use ipnet::IpNet;
 use sha2::{Digest, Sha512};
 
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::process;
+use crate::netfilter::{self, restore, run, save};
 
-/// How long a firewall program may take, waiting for its lock included.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Longest comment nft takes, in bytes.
 const NFT_COMMENT: usize = 128;
 const NFT_TABLE: &str = "cni_plugins_masquerade";
@@ -93,6 +87,7 @@ pub fn hash(text: &str, length: usize) -> String {
 
 /// Adds the rules for these addresses; those that are there stay as they are.
 pub fn setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Failure> {
+    let _lock = netfilter::lock();
     match masquerade.backend.as_deref() {
         Some("iptables") => iptables_setup(masquerade, addresses).map_err(Failure::internal),
         Some("nftables") => nft_setup(masquerade, addresses).map_err(Failure::internal),
@@ -107,6 +102,7 @@ pub fn setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Failure
 /// Removes the rules for these addresses, and the chain when no other attachment of the container uses it. Without addresses
 /// every rule of the container in this network goes.
 pub fn teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Failure> {
+    let _lock = netfilter::lock();
     let nft_first = masquerade.backend.as_deref() == Some("nftables");
     // The attachment may be of another version or configuration than this call.
     if nft_first {
@@ -120,46 +116,6 @@ pub fn teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Fail
         nft_teardown(masquerade).map_err(Failure::internal)?;
     }
     Ok(())
-}
-
-/// Runs a firewall program. `Ok(None)`: it is not installed.
-fn run(program: &str, args: &[&str], stdin: &str) -> Result<Option<String>, String> {
-    match process::run(Command::new(program).args(args), stdin.as_bytes(), LIMIT) {
-        Ok(output) if output.status.success() => {
-            Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
-        }
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(format!(
-                "{program} {}: {}: {}",
-                args.join(" "),
-                output.ending(),
-                said.trim()
-            ))
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(format!("{program}: {e}")),
-    }
-}
-
-fn restore(v6: bool, text: &str) -> Result<Option<String>, String> {
-    run(
-        if v6 {
-            "ip6tables-restore"
-        } else {
-            "iptables-restore"
-        },
-        &["--noflush", "--wait"],
-        text,
-    )
-}
-
-fn save(v6: bool) -> Result<Option<String>, String> {
-    run(
-        if v6 { "ip6tables-save" } else { "iptables-save" },
-        &["-t", "nat"],
-        "",
-    )
 }
 
 /// The rules for one address, as `iptables-save` prints them.
@@ -185,10 +141,6 @@ fn host_of(address: IpNet) -> String {
     format!("{}/{}", address.addr(), address.max_prefix_len())
 }
 
-fn transaction(lines: &[String]) -> String {
-    format!("*nat\n{}\nCOMMIT\n", lines.join("\n"))
-}
-
 fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), String> {
     let chain = masquerade.chain();
     for v6 in [false, true] {
@@ -208,7 +160,7 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
         }
         let mut lines = vec![format!("-N {chain}")];
         lines.extend(wanted.iter().cloned());
-        let refused = match restore(v6, &transaction(&lines)) {
+        let refused = match restore(v6, &lines) {
             Ok(Some(_)) => continue,
             Ok(None) => return Err("failed to locate iptables: executable file not in $PATH".to_owned()),
             Err(e) => e,
@@ -228,7 +180,7 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
             lines.insert(0, format!("-N {chain}"));
         }
         if !lines.is_empty() {
-            restore(v6, &transaction(&lines))?;
+            restore(v6, &lines)?;
         }
     }
     Ok(())
@@ -254,7 +206,7 @@ fn iptables_teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<boo
             });
             let mut lines: Vec<String> = jumps.collect();
             lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
-            match restore(v6, &transaction(&lines)) {
+            match restore(v6, &lines) {
                 Ok(Some(_)) => {
                     found = true;
                     continue;
@@ -267,7 +219,7 @@ fn iptables_teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<boo
         let Some(present) = save(v6)? else { continue };
         let lines = leftovers(&present, &chain, &of_family);
         if !lines.is_empty() {
-            restore(v6, &transaction(&lines))?;
+            restore(v6, &lines)?;
             found = true;
         }
     }

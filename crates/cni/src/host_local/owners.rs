@@ -145,13 +145,16 @@ impl Owners {
             })
     }
 
-    /// Removes an index that holds nothing.
+    /// Removes an index that holds nothing, and the folder of indices with the last of them.
     pub fn tidy(&mut self) {
-        if self.folder.is_some() && rustix::fs::rmdir(&self.path).is_ok() {
-            self.folder = None;
-            if let Some(parent) = std::path::Path::new(&self.path).parent() {
-                let _ = rustix::fs::rmdir(parent);
+        if self.folder.is_some() {
+            if rustix::fs::rmdir(&self.path).is_err() {
+                return;
             }
+            self.folder = None;
+        }
+        if let Some(parent) = std::path::Path::new(&self.path).parent() {
+            let _ = rustix::fs::rmdir(parent);
         }
     }
 
