@@ -1,5 +1,6 @@
 //! Who reaches whom, and with how large a packet: a matrix made by `ping`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Mutex;
@@ -222,12 +223,16 @@ impl Lab {
             }
         }
         let before = self.fragments()?;
+        let mut widths = BTreeMap::new();
+        for pod in pods {
+            widths.insert(pod.full_name(), self.pod_end(pod).link_mtu("eth0")?);
+        }
         let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for _ in 0..8.min(paths.len()) {
                 scope.spawn(|| {
                     while let Some((from, to, address)) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let cell = self.check().and_then(|()| self.cell(*from, to, *address));
+                        let cell = self.check().and_then(|()| cell(*from, to, *address, &widths));
                         if let Ok(mut results) = results.lock() {
                             results.push(cell);
                         }
@@ -256,37 +261,6 @@ impl Lab {
         })
     }
 
-    fn cell(&self, from: End<'_>, to: &Pod, address: IpAddr) -> Result<Cell, LabError> {
-        let target = address.to_string();
-        let mut echo = None;
-        // The first packets may wait for a neighbour entry; one lost there is no lost path.
-        for _ in 0..3 {
-            echo = from.ping(&["-c", "2", "-i", "0.01", "-W", "1", &target])?;
-            if echo.is_some_and(|e| e.received == e.sent) {
-                break;
-            }
-        }
-        let reachable = echo.is_some_and(|e| e.sent > 0 && e.received == e.sent);
-        let expected = from
-            .mtu_towards(address)
-            .unwrap_or(0)
-            .min(self.pod_end(to).link_mtu("eth0")?);
-        let largest = if reachable {
-            from.largest_packet(address, expected)?
-        } else {
-            None
-        };
-        Ok(Cell {
-            from: from.name(),
-            to: to.full_name(),
-            family: if address.is_ipv4() { 4 } else { 6 },
-            reachable,
-            rtt_ms: echo.and_then(|e| e.least_ms),
-            largest,
-            expected,
-        })
-    }
-
     /// Fragments all hosts have made so far.
     fn fragments(&self) -> Result<u64, LabError> {
         let mut sum = 0;
@@ -296,6 +270,40 @@ impl Lab {
         }
         Ok(sum)
     }
+}
+
+/// Measures one path. `widths` are the MTUs of the pods.
+fn cell(from: End<'_>, to: &Pod, address: IpAddr, widths: &BTreeMap<String, u32>) -> Result<Cell, LabError> {
+    let target = address.to_string();
+    let mut echo = None;
+    // The first packets may wait for a neighbour entry; one lost there is no lost path.
+    for _ in 0..3 {
+        echo = from.ping(&["-c", "2", "-i", "0.01", "-W", "1", &target])?;
+        if echo.is_some_and(|e| e.received == e.sent) {
+            break;
+        }
+    }
+    let reachable = echo.is_some_and(|e| e.sent > 0 && e.received == e.sent);
+    let width = |name: &str| widths.get(name).copied();
+    let out = match width(&from.name()) {
+        Some(mtu) => mtu,
+        None => from.mtu_towards(address).unwrap_or(0),
+    };
+    let expected = out.min(width(&to.full_name()).unwrap_or(0));
+    let largest = if reachable {
+        from.largest_packet(address, expected)?
+    } else {
+        None
+    };
+    Ok(Cell {
+        from: from.name(),
+        to: to.full_name(),
+        family: if address.is_ipv4() { 4 } else { 6 },
+        reachable,
+        rtt_ms: echo.and_then(|e| e.least_ms),
+        largest,
+        expected,
+    })
 }
 
 #[cfg(test)]

@@ -235,13 +235,51 @@ fn objects_of_others_are_untouched_beside_ours() {
         before,
         "a restart changes nothing either"
     );
-    let status: Value =
-        serde_json::from_str(&host.run(&["sh", "-c", "flannelctl status --json; true"]).unwrap()).unwrap();
+}
+
+#[test]
+fn foreign_route_in_the_place_of_ours_stays_and_is_named() {
+    let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
+    healthy(&rig);
+    let host = rig.lab.host(1);
+    host.ip(&[
+        "route",
+        "add",
+        "10.244.250.0/24",
+        "via",
+        "198.18.0.12",
+        "proto",
+        "static",
+    ])
+    .unwrap();
+    let lease = lab::rig::vxlan_lease("198.18.0.250", None, "02:00:00:00:00:0b", None);
+    rig.put_lease("10.244.250.0-24", &lease).unwrap();
+    rig.wait("a conflict in the daemon's status", 10, |_| {
+        let status = host.run(&["sh", "-c", "flannelctl status --json; true"])?;
+        let status: Value = serde_json::from_str(&status).unwrap();
+        let named = status["conflicts"].to_string().contains("10.244.250.0/24");
+        let peers = status["peers"].as_array().unwrap();
+        let peer = peers.iter().find(|p| p["subnet"] == "10.244.250.0-24");
+        let marked = peer.is_some_and(|p| p["state"] == "conflict");
+        let others = peers.iter().filter(|p| p["state"] == "ok").count();
+        Ok((!(named && marked && others == 1)).then(|| format!("{status:#}")))
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+    let route = host.ip(&["route", "show", "10.244.250.0/24"]).unwrap();
     assert!(
-        status["conflicts"].to_string().contains("10.244.98.0/24")
-            || status["conflicts"].as_array().is_some(),
-        "{status}"
+        route.contains("via 198.18.0.12") && route.contains("static"),
+        "{route}"
     );
+    // Once it is out of the way, ours takes its place.
+    host.ip(&["route", "del", "10.244.250.0/24", "proto", "static"])
+        .unwrap();
+    rig.settle("our route", &true, |lab| {
+        Ok(lab
+            .host(1)
+            .ip(&["route", "show", "10.244.250.0/24"])?
+            .contains("dev flannel.1"))
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
