@@ -156,7 +156,11 @@ fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
     }
     words.push(out.paint(feel, state));
     words.extend(firewall.error.clone());
-    out.line(&format!("{}, put back {} times", words.join(" "), firewall.restores))?;
+    out.line(&format!(
+        "{}, put back {} times",
+        words.join(" "),
+        firewall.restores
+    ))?;
     lists(status, out)?;
     peers(&status.peers, all, out)
 }
