@@ -70,6 +70,16 @@ pub fn diff(
     for key in &links {
         walk.compare(*key, &mut removals);
     }
+    // A link that was not asked about may be a stranger's all the same.
+    let unasked = desired
+        .iter()
+        .take_while(|(key, _)| key.is_link())
+        .filter(|(key, _)| !links.contains(key));
+    for (key, desired) in unasked {
+        if observed.get(key).is_some_and(|there| is_foreign(desired, there)) {
+            walk.blocked.push(desired.link());
+        }
+    }
     // Removing a link takes everything on it along: the keys asked for are not all that is missing afterwards.
     let dependents: BTreeSet<Key> = match part {
         Part::Keys(keys) if walk.rebuilt.is_empty() && walk.blocked.is_empty() => {
@@ -138,7 +148,11 @@ impl Walk<'_> {
             .observed
             .get(&key)
             .filter(|o| key.is_link() || !self.rebuilt.contains(&o.link()));
-        if desired.is_some_and(|d| self.blocked.contains(&d.link())) {
+        // Routes of ours that are no longer wanted are ours wherever they lead; what else is there is the stranger's.
+        let on_blocked = |object: &Object| self.blocked.contains(&object.link());
+        if desired.is_some_and(on_blocked)
+            || (!matches!(key, Key::Route(..)) && observed.is_some_and(on_blocked))
+        {
             return;
         }
         match (desired, observed) {
@@ -209,6 +223,16 @@ impl Walk<'_> {
     }
 }
 
+/// A link in our link's place that is none of the kind we make.
+fn is_foreign(desired: &Object, observed: &Object) -> bool {
+    match (desired, observed) {
+        (Object::Link(want), Object::Link(have)) => {
+            !matches!((&want.kind, &have.kind), (LinkKind::Vxlan(_), LinkKind::Vxlan(_)))
+        }
+        _ => false,
+    }
+}
+
 /// Whether the observed object does what the desired one asks for.
 pub fn equal(desired: &Object, observed: &Object) -> bool {
     match (desired, observed) {
@@ -220,6 +244,20 @@ pub fn equal(desired: &Object, observed: &Object) -> bool {
             kind && want.mtu == have.mtu && want.up == have.up && (want.mac.is_none() || want.mac == have.mac)
         }
         (a, b) => a == b,
+    }
+}
+
+/// Whether a link, as observed, can have on it what is to hang on the desired one: it is that device, and up if it shall be.
+pub fn carries(desired: &Object, observed: &Object) -> bool {
+    match (desired, observed) {
+        (Object::Link(want), Object::Link(have)) => {
+            let same = match (&want.kind, &have.kind) {
+                (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => is_same_device(want, have),
+                (want, have) => want == have,
+            };
+            same && (have.up || !want.up)
+        }
+        _ => false,
     }
 }
 

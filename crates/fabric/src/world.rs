@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use crate::lease::{Delta, Lease, Rejected, Snapshot, Subnet, Update};
 use crate::node::Node;
-use crate::object::{Key, LinkName, Objects};
+use crate::object::{Family, Key, LinkName, Objects};
 use crate::plan::{Backend, PeerPlan, Problem, plan_peer};
 
 /// Which keys a change of the desired state touched.
@@ -122,14 +122,29 @@ impl World {
         self.plan_all();
     }
 
-    /// Adds what is known of the way to peers whose leases are about to come.
-    pub fn learn_direct(&mut self, found: impl Iterator<Item = (IpAddr, Option<LinkName>)>) {
+    /// Adds what is known of the way to peers whose leases are about to come; whether that changes the plan of leases that
+    /// are there already.
+    pub fn learn_direct(&mut self, found: impl Iterator<Item = (IpAddr, Option<LinkName>)>) -> bool {
+        let mut changed = BTreeSet::new();
         for (peer, link) in found {
-            match link {
+            let before = match link {
                 Some(link) => self.node.direct.insert(peer, link),
                 None => self.node.direct.remove(&peer),
             };
+            if before != link {
+                changed.insert(peer);
+            }
         }
+        let is_changed = |lease: &Lease| {
+            let ways = Family::BOTH.map(|family| lease.attributes.public_ip_of(family));
+            ways.into_iter().flatten().any(|public| changed.contains(&public))
+        };
+        // INVARIANT: what is desired for a lease is what planning it now gives; `change` relies on it to find the old.
+        let affected = !changed.is_empty() && self.leases.values().any(is_changed);
+        if affected {
+            self.plan_all();
+        }
+        affected
     }
 
     /// Replaces what is known of directly reachable peers; whether that changes anything.
@@ -175,10 +190,14 @@ impl World {
 
     fn change(&mut self, delta: Delta) -> Touched {
         self.revision = delta.revision;
+        if !self.rejected.is_empty() {
+            for (subnet, _) in &delta.changes {
+                self.rejected.remove(&subnet.to_string());
+            }
+        }
         self.note_rejected(delta.rejected);
         let mut keys = BTreeSet::new();
         for (subnet, lease) in delta.changes {
-            self.rejected.remove(&subnet.to_string());
             let before = self.leases.get(&subnet);
             if before == lease.as_ref() {
                 continue;

@@ -3,12 +3,12 @@
 //! The registry must never wait for the kernel, and the kernel must never be asked for states that are already history.
 //! What is not taken yet is merged: a newer snapshot replaces an older one, deltas add up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fabric::lease::{Delta, Lease, Snapshot, Subnet, Update};
+use fabric::lease::{Delta, Lease, Rejected, Snapshot, Subnet, Update};
 use ipnet::IpNet;
 use kernel::poll::Waker;
 use tokio::sync::oneshot;
@@ -54,7 +54,10 @@ pub struct Mailbox {
 impl Mailbox {
     /// An empty one.
     pub fn new() -> std::io::Result<Arc<Mailbox>> {
-        Ok(Arc::new(Mailbox { mail: Mutex::new(Mail::default()), waker: Waker::new()? }))
+        Ok(Arc::new(Mailbox {
+            mail: Mutex::new(Mail::default()),
+            waker: Waker::new()?,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Mail> {
@@ -117,17 +120,23 @@ fn merge(earlier: Option<Update>, later: Update) -> Update {
             Update::Snapshot(snapshot)
         }
         (Some(Update::Delta(earlier)), Update::Delta(later)) => {
+            let mut rejected = earlier.rejected;
+            set_right(&mut rejected, &later);
+            rejected.extend(later.rejected);
             let mut changes: BTreeMap<Subnet, Option<Lease>> = earlier.changes.into_iter().collect();
             changes.extend(later.changes);
-            let mut rejected = earlier.rejected;
-            rejected.extend(later.rejected);
-            Update::Delta(Delta { revision: later.revision, changes: changes.into_iter().collect(), rejected })
+            Update::Delta(Delta {
+                revision: later.revision,
+                changes: changes.into_iter().collect(),
+                rejected,
+            })
         }
     }
 }
 
 fn apply(snapshot: &mut Snapshot, delta: Delta) {
     snapshot.revision = delta.revision;
+    set_right(&mut snapshot.rejected, &delta);
     for (subnet, lease) in delta.changes {
         match lease {
             Some(lease) => snapshot.leases.insert(subnet, lease),
@@ -135,4 +144,16 @@ fn apply(snapshot: &mut Snapshot, delta: Delta) {
         };
     }
     snapshot.rejected.extend(delta.rejected);
+}
+
+/// An entry that is a lease again, or gone, is none that cannot be read.
+fn set_right(rejected: &mut Vec<Rejected>, later: &Delta) {
+    if !rejected.is_empty() {
+        let known: BTreeSet<String> = later
+            .changes
+            .iter()
+            .map(|(subnet, _)| subnet.to_string())
+            .collect();
+        rejected.retain(|entry| !known.contains(&entry.key));
+    }
 }

@@ -35,6 +35,8 @@ pub struct Situation {
 pub struct Truth {
     situation: watch::Sender<Situation>,
     firewall: watch::Sender<Firewall>,
+    /// Kept from one question to the next, so that what changes in between is not missed.
+    seen: (watch::Receiver<Situation>, watch::Receiver<Firewall>),
     standing: watch::Receiver<Standing>,
     registry: registry::States,
     reporter: Reporter,
@@ -45,9 +47,15 @@ pub struct Truth {
 impl Truth {
     /// At start: nothing is known yet.
     pub fn new(reporter: Reporter, registry: registry::States, prefix: String, firewall: Firewall) -> Truth {
+        let situation = watch::Sender::new(Situation {
+            waiting: Some("starting".to_owned()),
+            ..Situation::default()
+        });
+        let firewall = watch::Sender::new(firewall);
         Truth {
-            situation: watch::Sender::new(Situation { waiting: Some("starting".to_owned()), ..Situation::default() }),
-            firewall: watch::Sender::new(firewall),
+            seen: (situation.subscribe(), firewall.subscribe()),
+            situation,
+            firewall,
             standing: reporter.standing(),
             registry,
             reporter,
@@ -94,13 +102,11 @@ impl Truth {
         &self.firewall
     }
 
-    /// Resolves when any part has something new to say.
+    /// Resolves when any part has something new to say, also if it said so since the last call.
     pub async fn changed(&mut self) {
-        let mut situation = self.situation.subscribe();
-        let mut firewall = self.firewall.subscribe();
         tokio::select! {
-            _ = situation.changed() => {}
-            _ = firewall.changed() => {}
+            _ = self.seen.0.changed() => {}
+            _ = self.seen.1.changed() => {}
             _ = self.standing.changed() => {}
             _ = self.registry.changed() => {}
         }
@@ -112,7 +118,12 @@ impl Truth {
         let standing = self.standing.borrow();
         let registry = self.registry.borrow();
         let firewall = self.firewall.borrow();
-        let mut reasons: Vec<String> = situation.waiting.iter().chain(&situation.lease_trouble).cloned().collect();
+        let mut reasons: Vec<String> = situation
+            .waiting
+            .iter()
+            .chain(&situation.lease_trouble)
+            .cloned()
+            .collect();
         if situation.waiting.is_none() && !standing.engaged {
             reasons.push("the first comparison of leases and kernel is not done".to_owned());
         }
@@ -126,7 +137,10 @@ impl Truth {
             FirewallState::Off | FirewallState::Ok => {}
             FirewallState::Pending => reasons.push("firewall rules are not in place yet".to_owned()),
             FirewallState::Failed => {
-                reasons.push(format!("firewall rules: {}", firewall.error.as_deref().unwrap_or("not in place")));
+                reasons.push(format!(
+                    "firewall rules: {}",
+                    firewall.error.as_deref().unwrap_or("not in place")
+                ));
             }
         }
         if standing.engaged && !standing.subnet_file_written {
@@ -146,7 +160,10 @@ impl Truth {
         }
         let situation = self.situation.borrow();
         let standing = self.standing.borrow();
-        let subnet = situation.lease.as_ref().map_or("no lease", |lease| lease.subnet.as_str());
+        let subnet = situation
+            .lease
+            .as_ref()
+            .map_or("no lease", |lease| lease.subnet.as_str());
         let failed = match standing.failed_peers {
             0 => String::new(),
             n => format!(", {n} not served in full"),
@@ -201,7 +218,13 @@ impl Truth {
 /// Seconds since 1970 of a moment on the monotonic clock.
 pub fn wall_clock(at: tokio::time::Instant) -> u64 {
     let now = tokio::time::Instant::now();
-    let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let at = if at >= now { today + (at - now) } else { today.saturating_sub(now - at) };
+    let today = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let at = if at >= now {
+        today + (at - now)
+    } else {
+        today.saturating_sub(now - at)
+    };
     at.as_secs()
 }

@@ -4,6 +4,7 @@
 //! that somebody else changes again and again is put right ever more slowly, and the opponent is named.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric::object::Key;
@@ -26,7 +27,7 @@ struct Failure {
 #[derive(Debug, Default)]
 struct Fight {
     repairs: VecDeque<Instant>,
-    opponent: Option<String>,
+    opponent: Option<Arc<str>>,
     until: Option<Instant>,
     delay: Duration,
 }
@@ -42,13 +43,27 @@ impl Patience {
     /// Whether the key may be acted on now.
     pub fn allows(&self, key: &Key, now: Instant) -> bool {
         self.failures.get(key).is_none_or(|f| f.next <= now)
-            && self.fights.get(key).and_then(|f| f.until).is_none_or(|until| until <= now)
+            && self
+                .fights
+                .get(key)
+                .and_then(|f| f.until)
+                .is_none_or(|until| until <= now)
     }
 
     /// Notes a failed step; the next attempt is due after a delay that doubles up to 30 s.
     pub fn failed(&mut self, key: Key, error: String, now: Instant) {
-        let delay = self.failures.get(&key).map_or(FIRST_RETRY, |f| (f.delay * 2).min(LONGEST));
-        self.failures.insert(key, Failure { next: now + delay, delay, error });
+        let delay = self
+            .failures
+            .get(&key)
+            .map_or(FIRST_RETRY, |f| (f.delay * 2).min(LONGEST));
+        self.failures.insert(
+            key,
+            Failure {
+                next: now + delay,
+                delay,
+                error,
+            },
+        );
     }
 
     /// Notes that the key is as it shall be.
@@ -57,10 +72,14 @@ impl Patience {
     }
 
     /// Notes a repair of something somebody else did.
-    pub fn repaired(&mut self, key: Key, opponent: Option<String>, now: Instant) {
+    pub fn repaired(&mut self, key: Key, opponent: Option<Arc<str>>, now: Instant) {
         let fight = self.fights.entry(key).or_default();
         fight.repairs.push_back(now);
-        while fight.repairs.front().is_some_and(|at| now.duration_since(*at) > WINDOW) {
+        while fight
+            .repairs
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > WINDOW)
+        {
             fight.repairs.pop_front();
         }
         if opponent.is_some() {
@@ -76,7 +95,9 @@ impl Patience {
     pub fn forget(&mut self, now: Instant) {
         self.fights.retain(|_, f| {
             f.until.is_some_and(|until| until > now)
-                || f.repairs.back().is_some_and(|at| now.duration_since(*at) <= WINDOW)
+                || f.repairs
+                    .back()
+                    .is_some_and(|at| now.duration_since(*at) <= WINDOW)
         });
     }
 
@@ -88,17 +109,35 @@ impl Patience {
         }
     }
 
-    /// Drops clocks of keys that nobody wants any more.
-    pub fn retain(&mut self, wanted: impl Fn(&Key) -> bool) {
-        self.failures.retain(|key, _| wanted(key));
+    /// Whether any key failed and is still to be tried again.
+    pub fn is_failing(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
+    /// Drops failures of keys about which there is nothing left to do.
+    pub fn retain(&mut self, open: impl Fn(&Key) -> bool) {
+        self.failures.retain(|key, _| open(key));
+    }
+
+    /// When each key with a clock is due; one with both waits for the later.
+    fn clocks(&self) -> impl Iterator<Item = (&Key, Instant)> {
+        let failures = self.failures.iter().map(|(key, failure)| {
+            let until = self.fights.get(key).and_then(|fight| fight.until);
+            (key, until.map_or(failure.next, |until| until.max(failure.next)))
+        });
+        let fights = self
+            .fights
+            .iter()
+            .filter(|(key, _)| !self.failures.contains_key(key));
+        failures.chain(fights.filter_map(|(key, fight)| Some((key, fight.until?))))
     }
 
     /// Keys whose time has come.
     pub fn due(&self, now: Instant) -> BTreeSet<Key> {
-        let failures = self.failures.iter().filter(|(_, f)| f.next <= now).map(|(key, _)| *key);
-        let fights =
-            self.fights.iter().filter(|(_, f)| f.until.is_some_and(|until| until <= now)).map(|(key, _)| *key);
-        failures.chain(fights).collect()
+        self.clocks()
+            .filter(|(_, at)| *at <= now)
+            .map(|(key, _)| *key)
+            .collect()
     }
 
     /// A fight's pause is over and the key was looked at.
@@ -112,7 +151,7 @@ impl Patience {
 
     /// When the next key is due.
     pub fn next(&self) -> Option<Instant> {
-        self.failures.values().map(|f| f.next).chain(self.fights.values().filter_map(|f| f.until)).min()
+        self.clocks().map(|(_, at)| at).min()
     }
 
     /// Why the key is not as it shall be, when the last step failed.
@@ -122,11 +161,58 @@ impl Patience {
 
     /// Keys that failed, and why.
     pub fn failures(&self) -> impl Iterator<Item = (&Key, &str)> {
-        self.failures.iter().map(|(key, failure)| (key, failure.error.as_str()))
+        self.failures
+            .iter()
+            .map(|(key, failure)| (key, failure.error.as_str()))
     }
 
     /// Keys that are fought over, with the opponent as far as known.
     pub fn fights(&self) -> impl Iterator<Item = (&Key, Option<&str>)> {
-        self.fights.iter().filter(|(_, f)| f.repairs.len() > REPAIRS).map(|(key, f)| (key, f.opponent.as_deref()))
+        self.fights
+            .iter()
+            .filter(|(_, f)| f.repairs.len() > REPAIRS)
+            .map(|(key, f)| (key, f.opponent.as_deref()))
+    }
+}
+
+/// Lets something be done at once, and ever more seldom while it is asked for again and again.
+#[derive(Debug, Default)]
+pub struct Pace {
+    asked: bool,
+    done: Option<Instant>,
+    pause: Duration,
+}
+
+const FIRST_STEP: Duration = Duration::from_millis(50);
+const LONGEST_STEP: Duration = Duration::from_secs(1);
+
+impl Pace {
+    /// Asks for it to be done.
+    pub fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// When it is to be done, if it was asked for; a moment that is over means at once.
+    pub fn next(&self) -> Option<Instant> {
+        let done = self.done.filter(|_| self.asked)?;
+        Some(done + self.pause)
+    }
+
+    /// Whether it is to be done now; the caller does it.
+    pub fn take(&mut self, now: Instant) -> bool {
+        if !self.asked || self.next().is_some_and(|at| at > now) {
+            return false;
+        }
+        let quiet = self
+            .done
+            .is_none_or(|done| now.duration_since(done) > LONGEST_STEP * 2);
+        self.pause = if quiet {
+            FIRST_STEP
+        } else {
+            (self.pause * 2).min(LONGEST_STEP)
+        };
+        self.asked = false;
+        self.done = Some(now);
+        true
     }
 }

@@ -69,10 +69,12 @@ pub struct Reporter(Arc<Board>);
 
 /// What the engine knows after a step.
 pub struct Engagement<'a> {
-    /// The desired side.
-    pub world: &'a World,
-    /// The observed side.
-    pub objects: &'a Objects,
+    /// Registry revision that was worked on.
+    pub revision: i64,
+    /// Other nodes' leases.
+    pub peers: usize,
+    /// Observed objects by kind.
+    pub objects: &'a BTreeMap<&'static str, usize>,
     /// Peers that are not served in full.
     pub failed_peers: usize,
     /// Steps that failed.
@@ -88,7 +90,7 @@ pub struct Engagement<'a> {
 }
 
 /// Longest list of names in a status; there may be thousands of failures with one cause.
-const NAMED: usize = 50;
+pub(super) const NAMED: usize = 50;
 
 impl Default for Reporter {
     fn default() -> Self {
@@ -136,12 +138,19 @@ impl Reporter {
         let rejected: Vec<RejectedEntry> = world
             .rejected()
             .iter()
-            .map(|(key, reason)| RejectedEntry { key: key.clone(), reason: reason.clone() })
+            .map(|(key, reason)| RejectedEntry {
+                key: key.clone(),
+                reason: reason.clone(),
+            })
             .take(NAMED)
             .collect();
         self.change(|standing| {
             for entry in rejected.iter().filter(|entry| !standing.rejected.contains(entry)) {
-                tracing::warn!("registry entry subnets/{} is ignored: {}", entry.key, entry.reason);
+                tracing::warn!(
+                    "registry entry subnets/{} is ignored: {}",
+                    entry.key,
+                    entry.reason
+                );
             }
             standing.rejected = rejected;
         });
@@ -183,24 +192,20 @@ impl Reporter {
     }
 
     pub(super) fn engaged(&self, engagement: Engagement<'_>) {
-        let Engagement { world, objects, failed_peers, mut failures, mut conflicts, fights, planned, took } = engagement;
-        if planned > 0 {
+        if engagement.planned > 0 {
             self.0.counters.applies.fetch_add(1, Ordering::Relaxed);
-            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            let micros = u64::try_from(engagement.took.as_micros()).unwrap_or(u64::MAX);
             self.0.counters.apply_micros.fetch_add(micros, Ordering::Relaxed);
         }
-        failures.truncate(NAMED);
-        conflicts.truncate(NAMED);
-        let own = usize::from(world.leases().contains_key(&world.node().subnet));
         self.change(|standing| {
             standing.engaged = true;
-            standing.revision = world.revision();
-            standing.peers = world.leases().len() - own;
-            standing.failed_peers = failed_peers;
-            standing.failures = failures;
-            standing.conflicts = conflicts;
-            standing.fights = fights;
-            standing.objects = count(objects);
+            standing.revision = engagement.revision;
+            standing.peers = engagement.peers;
+            standing.failed_peers = engagement.failed_peers;
+            standing.failures = engagement.failures;
+            standing.conflicts = engagement.conflicts;
+            standing.fights = engagement.fights;
+            standing.objects.clone_from(engagement.objects);
         });
     }
 }
@@ -223,7 +228,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Seconds since 1970.
 pub fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
 }
 
 fn kind(key: &Key) -> &'static str {
@@ -236,7 +243,8 @@ fn kind(key: &Key) -> &'static str {
     }
 }
 
-fn count(objects: &Objects) -> BTreeMap<&'static str, usize> {
+/// How many objects there are of each kind.
+pub(super) fn count(objects: &Objects) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for key in objects.keys() {
         *counts.entry(kind(key)).or_default() += 1;

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use fabric::subnet_env::SubnetEnv;
 use kernel::inotify::Watch;
@@ -9,6 +10,9 @@ use tracing::{info, warn};
 
 use crate::engine::report::Reporter;
 use crate::subnet_file::{self, Repaired};
+
+/// A write that failed is tried again after this, though nobody touched the file: a disk may have room again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps one subnet file.
 #[derive(Debug)]
@@ -19,12 +23,21 @@ pub struct EnvKeeper {
     /// The error last told, so that a full disk is one line and not one per second.
     told: Option<String>,
     watch: Option<Watch>,
+    /// When to try again what failed.
+    retry: Option<Instant>,
 }
 
 impl EnvKeeper {
     /// A keeper that has not written yet.
     pub fn new(path: PathBuf, wanted: SubnetEnv) -> EnvKeeper {
-        EnvKeeper { path, wanted, written: false, told: None, watch: None }
+        EnvKeeper {
+            path,
+            wanted,
+            written: false,
+            told: None,
+            watch: None,
+            retry: None,
+        }
     }
 
     /// Becomes readable when something happened to the file.
@@ -32,11 +45,21 @@ impl EnvKeeper {
         self.watch.as_ref().map(Watch::fd)
     }
 
+    /// When the next look is due though nothing happened to the file.
+    pub fn next(&self) -> Option<Instant> {
+        self.retry
+    }
+
     /// Writes the file the first time, whole: another program may have written over all of it. Later only what is missing or
     /// changed of ours is put back, and foreign lines stay.
-    pub fn keep(&mut self, reporter: &Reporter) {
-        let touched = self.watch.as_mut().is_none_or(Watch::drain);
-        if self.written && !touched {
+    pub fn keep(&mut self, reporter: &Reporter, now: Instant) {
+        let touched = match (&mut self.watch, self.retry) {
+            (Some(watch), retry) => watch.drain() || retry.is_some_and(|at| at <= now),
+            // Without a watch there are looks instead.
+            (None, Some(at)) => at <= now,
+            (None, None) => true,
+        };
+        if !touched {
             return;
         }
         let mut result = if self.written {
@@ -70,6 +93,7 @@ impl EnvKeeper {
             self.told = None;
             self.written = true;
         }
+        self.retry = (result.is_err() || self.watch.is_none()).then(|| now + RETRY);
         reporter.subnet_file(result.map(|_| ()).map_err(|failure| failure.to_string()));
     }
 }

@@ -2,6 +2,7 @@
 
 use fabric::object::{
     Address, Family, Key, Link, LinkKind, LinkName, Mac, Object, Objects, Op, Route, VXLAN_DEFAULT_PORT,
+    Vxlan,
 };
 use rustix::io::Errno;
 
@@ -81,9 +82,11 @@ impl State {
                 return Err(Errno::INVAL);
             }
             vxlan.port.get_or_insert(VXLAN_DEFAULT_PORT);
+            // One of each address family may have the same number.
+            let place = |v: &Vxlan| (v.vni, v.port, v.local.is_ipv4());
             let same = |other: &Object| match other {
                 Object::Link(other) => {
-                    matches!(&other.kind, LinkKind::Vxlan(o) if o.vni == vxlan.vni && o.port == vxlan.port)
+                    matches!(&other.kind, LinkKind::Vxlan(other) if place(other) == place(vxlan))
                 }
                 _ => false,
             };
