@@ -30,7 +30,7 @@ pub use self::entries::Stamp;
 pub use self::keys::Keys;
 pub use self::tls::{TlsError, TlsFiles};
 
-use self::keep::Follower;
+use self::keep::{Follower, Moment};
 use self::members::Members;
 use crate::state::{State, States};
 use crate::{AcquireError, Held, Holding, Pending, Registry, RegistryError, Taken, Wanted};
@@ -110,6 +110,8 @@ pub struct Etcd3 {
     stash: Mutex<Option<Snapshot>>,
     watched: AtomicBool,
     follower: Mutex<Option<Follower>>,
+    /// How far the watch has come.
+    followed: Mutex<Moment>,
 }
 
 impl Etcd3 {
@@ -137,6 +139,7 @@ impl Etcd3 {
             stash: Mutex::new(None),
             watched: AtomicBool::new(false),
             follower: Mutex::new(None),
+            followed: Mutex::new(Moment::default()),
         })
     }
 

@@ -26,11 +26,35 @@ const MEND_AFTER: Duration = Duration::from_secs(60);
 /// Looks at an entry that changes between look and write, per round.
 const LOOKS: u32 = 8;
 
+/// A point in the history of what answers under our endpoints.
+///
+/// Revisions only grow, unless the store was emptied, restored from a backup or exchanged: then an era has ended, and what was
+/// known of the one before says nothing about this one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment {
+    era: u32,
+    revision: i64,
+}
+
+impl Moment {
+    fn in_this_era(self, revision: i64) -> Moment {
+        Moment { revision, ..self }
+    }
+
+    pub(crate) fn is_of_another_era(self, other: Moment) -> bool {
+        self.era != other.era
+    }
+
+    pub(crate) fn revision(self) -> i64 {
+        self.revision
+    }
+}
+
 /// The own entry as the watch saw it.
 #[derive(Debug, Clone)]
 pub(crate) struct Sighting {
-    /// Store revision at which it was so.
-    pub(crate) revision: i64,
+    /// When it was so.
+    pub(crate) at: Moment,
     /// `None`: it is not there.
     pub(crate) entry: Option<KeyValue>,
 }
@@ -46,6 +70,29 @@ impl Etcd3 {
     pub(crate) fn followed_key(&self) -> Option<String> {
         let follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
         follower.as_ref().map(|follower| follower.key.clone())
+    }
+
+    /// Notes that the watch listed the store at this revision. A store that is behind what the watch has followed is not
+    /// what it was.
+    pub(crate) fn listed_at(&self, revision: i64) -> Moment {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if revision < followed.revision {
+            followed.era = followed.era.wrapping_add(1);
+        }
+        followed.revision = revision;
+        *followed
+    }
+
+    /// Notes that the watch came to this revision.
+    pub(crate) fn followed_to(&self, revision: i64) -> Moment {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.revision = followed.revision.max(revision);
+        followed.in_this_era(revision)
+    }
+
+    /// Where the watch is.
+    pub(crate) fn followed(&self) -> Moment {
+        *self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn tell_follower(&self, key: &str, sighting: Sighting) {
@@ -79,14 +126,14 @@ impl<'a> Following<'a> {
     }
 
     /// A sighting newer than `known`. Waits for it; for ever, if need be.
-    async fn newer_than(&mut self, known: i64) -> Sighting {
+    async fn newer_than(&mut self, known: Moment) -> Sighting {
         loop {
             if self.sightings.changed().await.is_err() {
                 // Cannot be, as we hold a sender ourselves.
                 std::future::pending::<()>().await;
             }
             let newest = self.sightings.borrow_and_update().clone();
-            if let Some(sighting) = newest.filter(|sighting| sighting.revision > known) {
+            if let Some(sighting) = newest.filter(|sighting| sighting.at > known) {
                 return sighting;
             }
         }
@@ -210,8 +257,8 @@ struct Own<'a> {
     stamp: Stamp,
     expires: Option<Instant>,
     renew_at: Option<Instant>,
-    /// Store revision up to which the entry is known.
-    known: i64,
+    /// Up to when the entry is known.
+    known: Moment,
     /// The loss was reported, and not yet its end.
     lost: bool,
     /// The entry was created anew and not yet held against older ones that overlap it.
@@ -241,7 +288,7 @@ impl<'a> Own<'a> {
             stamp: held.stamp,
             expires: None,
             renew_at: None,
-            known: held.stamp.mod_revision,
+            known: etcd.followed().in_this_era(held.stamp.mod_revision),
             lost: false,
             unchecked: false,
             spare: None,
@@ -278,11 +325,11 @@ impl<'a> Own<'a> {
             Some(sighting) => sighting,
             None => {
                 let (revision, entry) = self.etcd.entry(&self.key).await?;
-                Sighting { revision, entry }
+                self.seen(revision, entry)
             }
         };
         for _ in 0..LOOKS {
-            self.known = self.known.max(sighting.revision);
+            self.known = self.known.max(sighting.at);
             let Some(entry) = sighting.entry else {
                 sighting = self.create().await?;
                 continue;
@@ -367,11 +414,11 @@ impl<'a> Own<'a> {
                 });
                 Ok(None)
             }
-            Write::Found { revision, entry } => Ok(Some(Sighting { revision, entry })),
+            Write::Found { revision, entry } => Ok(Some(self.seen(revision, entry))),
             Write::LeaseGone => {
                 self.spare.take_if(|grant| grant.id == id);
                 let (revision, entry) = self.etcd.entry(&self.key).await?;
-                Ok(Some(Sighting { revision, entry }))
+                Ok(Some(self.seen(revision, entry)))
             }
         }
     }
@@ -390,11 +437,11 @@ impl<'a> Own<'a> {
                 self.bound(revision, grant);
                 Ok(self.written(revision, revision))
             }
-            Write::Found { revision, entry } => Ok(Sighting { revision, entry }),
+            Write::Found { revision, entry } => Ok(self.seen(revision, entry)),
             Write::LeaseGone => {
                 self.spare = None;
                 let (revision, entry) = self.etcd.entry(&self.key).await?;
-                Ok(Sighting { revision, entry })
+                Ok(self.seen(revision, entry))
             }
         }
     }
@@ -439,11 +486,11 @@ impl<'a> Own<'a> {
                     }
                 }
             }
-            Write::Found { revision, entry } => Ok(Sighting { revision, entry }),
+            Write::Found { revision, entry } => Ok(self.seen(revision, entry)),
             Write::LeaseGone => {
                 self.spare = None;
                 let (revision, entry) = self.etcd.entry(&self.key).await?;
-                Ok(Sighting { revision, entry })
+                Ok(self.seen(revision, entry))
             }
         }
     }
@@ -485,7 +532,7 @@ impl<'a> Own<'a> {
             mod_revision: revision,
             lease: grant.id,
         };
-        self.known = self.known.max(revision);
+        self.known = self.known.max(self.known.in_this_era(revision));
         self.set_expiry(Some(grant.expires));
     }
 
@@ -499,9 +546,14 @@ impl<'a> Own<'a> {
             lease: self.stamp.lease,
             ..Default::default()
         };
+        self.seen(revision, Some(entry))
+    }
+
+    /// The entry as an answer to our own request tells it.
+    fn seen(&self, revision: i64, entry: Option<KeyValue>) -> Sighting {
         Sighting {
-            revision,
-            entry: Some(entry),
+            at: self.known.in_this_era(revision),
+            entry,
         }
     }
 }

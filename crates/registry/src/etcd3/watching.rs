@@ -25,6 +25,9 @@ use crate::{Backoff, RegistryError};
 
 /// A watch that stood so long was no flapping one: the next break is mended without delay.
 const STOOD: Duration = Duration::from_secs(5);
+/// A store that went back in time (emptied, restored) gets this long to be told the leases again by their owners before what it
+/// lists counts: until then what is known stays in force. Longer than any watch waits before it lists again.
+const REASSERTION: Duration = Duration::from_secs(10);
 /// Events of one revision are joined from fragments up to this many; etcd allows far fewer per transaction.
 const MOST_EVENTS: usize = 1 << 20;
 
@@ -73,8 +76,11 @@ async fn follow(
     stood: &mut bool,
 ) -> End {
     let snapshot = match stash {
-        Some(snapshot) => snapshot,
-        None => match listed(etcd).await {
+        Some(snapshot) => {
+            etcd.listed_at(snapshot.revision);
+            snapshot
+        }
+        None => match current(etcd).await {
             Ok(snapshot) => snapshot,
             Err(error) => return End::Failed(error),
         },
@@ -108,6 +114,24 @@ async fn follow(
     End::Failed(error)
 }
 
+/// A listing to go by.
+async fn current(etcd: &Etcd3) -> Result<Snapshot, String> {
+    let before = etcd.followed();
+    let snapshot = listed(etcd).await?;
+    let now = etcd.followed();
+    if !now.is_of_another_era(before) {
+        return Ok(snapshot);
+    }
+    warn!(
+        before = before.revision(),
+        now = now.revision(),
+        leases = snapshot.leases.len(),
+        "the registry went back: it was emptied, restored or exchanged; its nodes get a moment to say again what is theirs"
+    );
+    sleep(REASSERTION).await;
+    listed(etcd).await
+}
+
 async fn listed(etcd: &Etcd3) -> Result<Snapshot, String> {
     let own = etcd.followed_key();
     let note =
@@ -116,10 +140,10 @@ async fn listed(etcd: &Etcd3) -> Result<Snapshot, String> {
         Ok(listing) => listing,
         Err(error) => return Err(RegistryError::from(error).to_string()),
     };
+    let at = etcd.listed_at(listing.snapshot.revision);
     if let Some(key) = own {
         let entry = listing.noted.into_iter().next();
-        let revision = listing.snapshot.revision;
-        etcd.tell_follower(&key, Sighting { revision, entry });
+        etcd.tell_follower(&key, Sighting { at, entry });
     }
     Ok(listing.snapshot)
 }
@@ -200,12 +224,13 @@ fn apply(etcd: &Etcd3, sink: &(dyn Fn(Update) + Send + Sync), events: &[Event]) 
             && let Some(entry) = &event.kv
         {
             let put = event.r#type == 0;
-            let revision = entry.mod_revision;
+            let at = etcd.followed_to(entry.mod_revision);
             let entry = put.then(|| entry.clone());
-            etcd.tell_follower(&key, Sighting { revision, entry });
+            etcd.tell_follower(&key, Sighting { at, entry });
         }
     }
     if let Some(delta) = delta_from(&etcd.keys, events) {
+        etcd.followed_to(delta.revision);
         etcd.note_revision(delta.revision);
         sink(Update::Delta(delta));
     }

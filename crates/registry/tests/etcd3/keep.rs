@@ -240,6 +240,36 @@ async fn an_outage_is_reported_and_the_lease_is_good_when_it_ends() {
 }
 
 #[tokio::test]
+async fn a_registry_that_was_emptied_gets_the_lease_back_at_once() {
+    let mut server = Server::start();
+    let mut holder = Holder::start(&server, DAY, HOUR).await;
+    for n in 0..20 {
+        server.put("/elsewhere", &n.to_string());
+    }
+    // The watch has seen a revision far beyond those of the new store.
+    server.put("/n/subnets/10.5.250.0-24", &value_of("192.0.2.9"));
+    wait_until("the event", || {
+        holder.etcd.states().borrow().revision >= server.revision()
+    })
+    .await;
+    let before = server.revision();
+    server.kill();
+    server.start_empty();
+    assert_eq!(holder.report().await, Holding::Lost);
+    assert!(matches!(holder.report().await, Holding::Regained { .. }));
+    assert!(
+        server.revision() < before,
+        "or this shows nothing about a store that went back"
+    );
+    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
+    assert_ne!(server.field(&holder.key, "lease"), 0);
+    // And what happens to it in the new store is heard of.
+    server.ctl(&["del", &holder.key]);
+    assert_eq!(holder.report().await, Holding::Lost);
+    assert!(matches!(holder.report().await, Holding::Regained { .. }));
+}
+
+#[tokio::test]
 async fn events_of_peers_cost_the_keeping_no_request() {
     let server = Server::start();
     let holder = Holder::start(&server, DAY, HOUR).await;

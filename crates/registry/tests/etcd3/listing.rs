@@ -166,6 +166,33 @@ async fn an_etcd_killed_and_started_again_gives_a_snapshot_and_a_watch_that_goes
 }
 
 #[tokio::test]
+async fn a_registry_that_was_emptied_is_believed_only_once_its_nodes_could_speak_again() {
+    let mut server = Server::start();
+    let peer = "/n/subnets/10.5.9.0-24";
+    for n in 0..20 {
+        server.put("/elsewhere", &n.to_string());
+    }
+    server.put(peer, &value_of("192.0.2.9"));
+    server.put("/n/subnets/10.5.8.0-24", &value_of("192.0.2.8"));
+    let etcd = server.client();
+    let watching = Watching::start(&etcd);
+    assert_eq!(watching.snapshot().await.leases.len(), 2);
+    wait_until("the watch", || etcd.states().borrow().watching).await;
+    server.kill();
+    server.start_empty();
+    // It has been listed empty by the time its peer puts its lease back.
+    wait_until("the first listing", || etcd.states().borrow().revision < 10).await;
+    server.put(peer, &value_of("192.0.2.9"));
+    let snapshot = watching.snapshot().await;
+    assert_eq!(
+        snapshot.leases.keys().copied().collect::<Vec<_>>(),
+        [subnet("10.5.9.0-24")],
+        "the one that came back never went, the other is gone"
+    );
+    assert!(snapshot.revision < 10);
+}
+
+#[tokio::test]
 async fn a_member_that_hangs_is_noticed_by_the_idle_watch() {
     let server = Server::start();
     let etcd = server.client();

@@ -112,6 +112,12 @@ impl Server {
         assert!(self.wait_healthy(), "etcd did not start again");
     }
 
+    /// As [`start_again`](Server::start_again), with nothing in it any more.
+    pub fn start_empty(&mut self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+        self.start_again();
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let status = Command::new("kill").args([name, &pid]).status().unwrap();
