@@ -20,6 +20,7 @@ Usage: flannelctl COMMAND ...
 
   status      peers of this host and their kernel objects, as its daemon sees them
   plan        what the daemon would change in the kernel now; nothing on a healthy host
+  pause       hold the daemon's hand still, to change something in peace; `resume` ends it
   lab         a whole network of hosts and pods on this machine: up, status, exec, break, down
   registry    serve, get, put, ls, del: an etcd v3 API server for one machine, and a small client
 
@@ -44,6 +45,8 @@ fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     match command {
         "status" => status::status(rest, out),
         "plan" => status::plan(rest, out),
+        "pause" => status::pause("pause", rest, out),
+        "resume" => status::pause("resume", rest, out),
         "lab" => labs::run(rest, out),
         "registry" => store::run(rest, out),
         "help" | "-h" | "--help" => out.text(HELP).map(|()| ExitCode::SUCCESS),

@@ -11,15 +11,16 @@ pub const DEFAULT: &str = "/run/flannel/flanneld.sock";
 /// More than any answer is long: 10,000 peers are about 10 MB.
 const LONGEST: u64 = 256 << 20;
 
-/// The body of `GET path`, when the answer is 200 or 503 (a daemon that is not ready still says why).
-pub fn get(socket: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+/// Status and body of the answer to one request.
+pub fn ask(socket: &str, method: &str, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
     let mut stream = UnixStream::connect(socket).with_context(|| {
         format!("no daemon answers at {socket} (is flanneld running? --socket names another)")
     })?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(
-        format!("GET {path} HTTP/1.1\r\nHost: flanneld\r\nConnection: close\r\n\r\n").as_bytes(),
-    )?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: flanneld\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream
         .take(LONGEST)
@@ -28,7 +29,7 @@ pub fn get(socket: &str, path: &str) -> anyhow::Result<Vec<u8>> {
     let (status, body) =
         parse(&answer).ok_or_else(|| anyhow!("what answers at {socket} does not speak HTTP"))?;
     match status {
-        200 | 503 => Ok(body),
+        200 | 503 => Ok((status, body)),
         404 => bail!("the daemon at {socket} does not know {path}: it is of another version"),
         _ => bail!(
             "the daemon answered {status}: {}",

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use fabric::status::{FirewallState, Peer, PeerState, RegistryState, Status};
 
 use crate::arguments::{Ended, Grammar};
 use crate::output::{Mood, Out, cell, heading, mood};
-use crate::socket::{DEFAULT, get};
+use crate::socket::{DEFAULT, ask};
 
 const STATUS_HELP: &str = "\
 Shows how it stands with flannel on this host: lease, registry, underlay, every peer and its kernel objects.
@@ -38,6 +38,17 @@ Examples:
   flannelctl plan --json
 ";
 
+const PAUSE_HELP: &str = "\
+Makes the daemon hold its hand still: it looks, and says what it would do (`flannelctl plan`), but changes nothing in the
+kernel until `flannelctl resume`.
+
+Usage: flannelctl pause|resume [--socket PATH]
+
+Examples:
+  flannelctl pause
+  flannelctl resume
+";
+
 /// More peers than this are shown only when asked for, or not well.
 const MANY: usize = 40;
 
@@ -51,7 +62,7 @@ pub fn status(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     let read = grammar.read(arguments)?;
     read.exactly([])?;
-    let body = get(read.value_or("socket", DEFAULT), "/status")?;
+    let (_, body) = ask(read.value_or("socket", DEFAULT), "GET", "/status")?;
     let status: Status = serde_json::from_slice(&body).context("the daemon's answer is no status")?;
     let good = status.ready && status.peers.iter().all(|p| p.state == PeerState::Ok);
     if read.has("json") {
@@ -243,7 +254,13 @@ pub fn plan(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     let read = grammar.read(arguments)?;
     read.exactly([])?;
-    let body = get(read.value_or("socket", DEFAULT), "/plan")?;
+    let (code, body) = ask(read.value_or("socket", DEFAULT), "GET", "/plan")?;
+    if code != 200 {
+        return Err(Ended::Failed(anyhow!(
+            "{}",
+            String::from_utf8_lossy(&body).trim()
+        )));
+    }
     let plan: serde_json::Value = serde_json::from_slice(&body).context("the daemon's answer is no plan")?;
     if read.has("json") {
         out.json(&plan)?;
@@ -268,6 +285,25 @@ pub fn plan(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// `flannelctl pause` and `flannelctl resume`.
+pub fn pause(verb: &'static str, arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: PAUSE_HELP,
+        values: &["socket"],
+        switches: &[],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    read.exactly([])?;
+    ask(read.value_or("socket", DEFAULT), "POST", &format!("/{verb}"))?;
+    out.line(if verb == "pause" {
+        "paused: nothing is applied or repaired"
+    } else {
+        "at work again"
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

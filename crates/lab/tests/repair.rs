@@ -283,6 +283,31 @@ fn foreign_route_in_the_place_of_ours_stays_and_is_named() {
 }
 
 #[test]
+fn paused_daemon_says_what_it_would_do_and_does_it_when_resumed() {
+    let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
+    healthy(&rig);
+    let host = rig.lab.host(1);
+    assert_eq!(host.run(&["flannelctl", "plan"]).unwrap(), "nothing to change\n");
+    host.run(&["flannelctl", "pause"]).unwrap();
+    let subnet = rig.subnet(2, 4).unwrap().to_string();
+    host.ip(&["route", "del", &subnet]).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(
+        host.ip(&["route", "show", &subnet]).unwrap(),
+        "",
+        "a paused daemon repairs nothing"
+    );
+    let plan = host.run(&["sh", "-c", "flannelctl plan; true"]).unwrap();
+    assert_eq!(plan.lines().count(), 1, "{plan}");
+    assert!(plan.contains(&subnet), "{plan}");
+    host.run(&["flannelctl", "resume"]).unwrap();
+    rig.settle("the route", &true, |lab| {
+        Ok(lab.host(1).ip(&["route", "show", &subnet])?.contains("flannel.1"))
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
 fn somebody_who_keeps_breaking_the_same_object_is_named_and_not_fought_at_full_speed() {
     let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
     healthy(&rig);
