@@ -25,7 +25,8 @@ Examples:
 
 /// `cargo xtask lab ...`.
 pub fn run(arguments: &[String]) -> Result<bool> {
-    let (mut profile, mut down, mut name) = ("release".to_owned(), false, "lab".to_owned());
+    let (mut profile, mut down) = ("release".to_owned(), false);
+    let mut name = std::env::var("FLANNEL_LAB_NAME").unwrap_or_else(|_| "lab".to_owned());
     let mut passed: Vec<String> = Vec::new();
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {

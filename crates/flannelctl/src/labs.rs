@@ -11,7 +11,7 @@ use ::lab::{Lab, topology};
 use anyhow::anyhow;
 use serde_json::json;
 
-use crate::arguments::{Ended, Grammar};
+use crate::arguments::{Arguments, Ended, Grammar};
 use crate::output::{Mood, Out, cell, heading, mood, say};
 
 const HELP: &str = "\
@@ -37,7 +37,7 @@ Shows a lab: hosts, subnets, pods, and whether daemons and registry run.
 
 Usage: flannelctl lab status [--name NAME] [--matrix] [--json]
 
-  --name NAME  which lab (default: lab)
+  --name NAME  which lab (default: $FLANNEL_LAB_NAME, else lab)
   --matrix     ping every pod from every pod and host, and find the largest unfragmented packet
   --json       the same as JSON
 
@@ -80,8 +80,16 @@ Examples:
   flannelctl lab down --all
 ";
 
-/// Name of a lab when none is given.
+/// Name of a lab when neither `--name` nor `FLANNEL_LAB_NAME` gives one.
 pub const DEFAULT_NAME: &str = "lab";
+
+/// The lab meant by a command line.
+pub fn name(read: &Arguments) -> String {
+    let named = read.value("name").map(str::to_owned);
+    named
+        .or_else(|| std::env::var("FLANNEL_LAB_NAME").ok().filter(|n| !n.is_empty()))
+        .unwrap_or_else(|| DEFAULT_NAME.to_owned())
+}
 
 /// `flannelctl lab ...`.
 pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
@@ -109,7 +117,7 @@ fn status(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     let read = grammar.read(arguments)?;
     read.exactly([])?;
-    let lab = Lab::load(read.value_or("name", DEFAULT_NAME))?;
+    let lab = Lab::load(&name(&read))?;
     let matrix = if read.has("matrix") {
         Some(lab.matrix()?)
     } else {
@@ -150,7 +158,7 @@ fn exec(arguments: &[String]) -> Result<ExitCode, Ended> {
             "lab exec: expected NODE|POD [COMMAND ...]".to_owned(),
         ));
     };
-    let lab = Lab::load(read.value_or("name", DEFAULT_NAME))?;
+    let lab = Lab::load(&name(&read))?;
     let (node, pod) = lab.find(place)?;
     let mut words: Vec<&str> = command.iter().map(String::as_str).collect();
     if words.first() == Some(&"--") {
@@ -191,8 +199,8 @@ fn strike(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let [place, name] = read.exactly(["HOST", "FAULT"])?;
-    let mut lab = Lab::load(read.value_or("name", DEFAULT_NAME))?;
+    let [place, fault] = read.exactly(["HOST", "FAULT"])?;
+    let mut lab = Lab::load(&name(&read))?;
     let number = place
         .trim_start_matches('h')
         .parse::<usize>()
@@ -204,7 +212,7 @@ fn strike(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
             lab.spec.hosts
         )));
     };
-    let broken = lab.strike(number, name)?;
+    let broken = lab.strike(number, fault)?;
     let lab_flag = match read.value("name") {
         Some(name) => format!(" --name {name}"),
         None => String::new(),
@@ -231,7 +239,7 @@ fn down(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     let names = if read.has("all") {
         topology::names()
     } else {
-        vec![read.value_or("name", DEFAULT_NAME).to_owned()]
+        vec![name(&read)]
     };
     for name in names {
         let text = if topology::remove(&name)? {

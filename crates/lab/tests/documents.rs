@@ -17,7 +17,7 @@ struct Down;
 
 impl Drop for Down {
     fn drop(&mut self) {
-        let _ = lab::topology::remove("lab");
+        let _ = lab::topology::remove(&name());
     }
 }
 
@@ -42,6 +42,11 @@ fn commands(document: &str) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// Not `lab`: that may be up on this machine, and somebody's.
+fn name() -> String {
+    format!("d{}", std::process::id() % 1_000_000)
 }
 
 fn shell(line: &str) -> std::process::Output {
@@ -72,7 +77,6 @@ fn every_block_of_commands_is_marked_for_how_it_is_tested() {
 
 #[test]
 fn commands_of_the_lab_blocks_run() {
-    let _ = lab::topology::remove("lab");
     let _down = Down;
     let up = shell("flannelctl lab up --no-speed");
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));

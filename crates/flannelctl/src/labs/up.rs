@@ -13,7 +13,7 @@ use ::lab::{Families, Lab, Spec};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{DEFAULT_NAME, interrupted, show};
+use super::{interrupted, show};
 use crate::arguments::{Arguments, Ended, Grammar};
 use crate::output::{Out, Progress};
 
@@ -28,7 +28,7 @@ Usage: flannelctl lab up [--nodes N] [--backend TYPE] [--family 4|6|46] [--etcd]
   --family F        4, 6, or 46 for both (default 46)
   --etcd            Debian's etcd instead of the embedded registry
   --nftables        firewall rules by nftables instead of iptables
-  --name NAME       name of the lab (default: lab); several can be up
+  --name NAME       name of the lab (default: $FLANNEL_LAB_NAME, else lab); several can be up
   --mtu N           of the underlay (default 1500)
   --routed          two segments with a router between; odd hosts on the first
   --no-speed        leave out the measuring
@@ -55,7 +55,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     read.exactly([])?;
     let usage = |error: ::lab::LabError| Ended::Usage(error.to_string());
     let spec = Spec {
-        name: read.value_or("name", DEFAULT_NAME).to_owned(),
+        name: super::name(&read),
         hosts: usize::try_from(read.number("nodes", 3)?).unwrap_or(usize::MAX),
         families: Families::parse(read.value_or("family", "46")).map_err(usage)?,
         mtu: u32::try_from(read.number("mtu", 1500)?).unwrap_or(u32::MAX),
