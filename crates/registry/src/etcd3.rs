@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use fabric::lease::{Snapshot, Update};
+use fabric::lease::{Snapshot, Subnet, Update};
 use tokio::sync::watch;
 
 pub use self::endpoint::{Address, Endpoint, EndpointError, parse_endpoints};
@@ -110,6 +110,8 @@ pub struct Etcd3 {
     stash: Mutex<Option<Snapshot>>,
     watched: AtomicBool,
     follower: Mutex<Option<Follower>>,
+    /// The entry that was kept last, as it was last seen: ours, whatever address it bears.
+    kept: Mutex<Option<(Subnet, Stamp)>>,
     /// How far the watch has come.
     followed: Mutex<Moment>,
 }
@@ -139,6 +141,7 @@ impl Etcd3 {
             stash: Mutex::new(None),
             watched: AtomicBool::new(false),
             follower: Mutex::new(None),
+            kept: Mutex::new(None),
             followed: Mutex::new(Moment::default()),
         })
     }

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use etcd_proto::mvccpb::KeyValue;
 use fabric::alloc::{Action, decide, is_compatible, older_rival};
 use fabric::lease::{Attributes, Lease, Snapshot, Subnet};
 use tracing::{debug, info, warn};
@@ -58,7 +59,12 @@ async fn attempts(
     let mut pause = Backoff::new(Duration::from_millis(20), Duration::from_millis(320));
     loop {
         let own = |lease: Option<&Lease>| lease.is_some_and(|lease| wanted.me.own(wanted.config, lease));
-        let listing = etcd.list(Scope::All, &|_, lease| own(lease)).await?;
+        let kept = |entry: &KeyValue, lease: Option<&Lease>| {
+            lease.is_some_and(|lease| etcd.was_kept(&lease.subnet, &Stamp::of(entry)))
+        };
+        let listing = etcd
+            .list(Scope::All, &|entry, lease| own(lease) || kept(entry, lease))
+            .await?;
         let stamps: BTreeMap<Subnet, Stamp> = listing
             .noted
             .iter()
@@ -68,7 +74,16 @@ async fn attempts(
             })
             .collect();
         let listed = listing.snapshot;
-        let decision = decide(wanted.config, &listed, &wanted.me, previous, &mut below)?;
+        let mut decision = decide(wanted.config, &listed, &wanted.me, previous, &mut below)?;
+        if let Some(lease) = kept_before(etcd, wanted, &listed, &stamps) {
+            let held = Some(lease.subnet);
+            if let Action::Reuse(other) = std::mem::replace(&mut decision.action, Action::Reuse(lease))
+                && Some(other.subnet) != held
+            {
+                decision.also_ours.push(other.subnet);
+            }
+            decision.also_ours.retain(|subnet| Some(*subnet) != held);
+        }
         let attempt = match decision.action {
             Action::Reuse(lease) => {
                 // Should it slip away, we want the same subnet.
@@ -87,6 +102,7 @@ async fn attempts(
         match attempt {
             Attempt::Held(mut held) => {
                 held.also_ours = tidy(etcd, wanted, &listed, &decision.also_ours, &stamps).await;
+                etcd.note_kept(Some((held.lease.subnet, held.stamp)));
                 info!(subnet = %held.lease.subnet, reused = held.reused, "lease acquired");
                 if !etcd.watched.load(Ordering::Relaxed) {
                     let mut stash = etcd.stash.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,6 +122,22 @@ async fn attempts(
         }
         tokio::time::sleep(pause.step()).await;
     }
+}
+
+/// The lease this process kept until its address changed: still there, still good for the network, and still ours.
+fn kept_before(
+    etcd: &Etcd3,
+    wanted: &Wanted<'_>,
+    listed: &Snapshot,
+    stamps: &BTreeMap<Subnet, Stamp>,
+) -> Option<Lease> {
+    let (subnet, _) = stamps
+        .iter()
+        .find(|(subnet, stamp)| etcd.was_kept(subnet, stamp))?;
+    let lease = listed.leases.get(subnet)?;
+    let good = is_compatible(wanted.config, subnet)
+        && older_rival(wanted.config, listed, &wanted.me, lease).is_none();
+    good.then(|| lease.clone())
 }
 
 /// Takes a lease up again that is ours: the same etcd lease, kept alive; a put only if there is something to say.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use etcd_proto::mvccpb::KeyValue;
 use fabric::alloc::older_rival;
-use fabric::lease::Lease;
+use fabric::lease::{Lease, Subnet};
 use fabric::object::Family;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -70,6 +70,20 @@ impl Etcd3 {
     pub(crate) fn followed_key(&self) -> Option<String> {
         let follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
         follower.as_ref().map(|follower| follower.key.clone())
+    }
+
+    pub(crate) fn note_kept(&self, kept: Option<(Subnet, Stamp)>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    }
+
+    /// Whether an entry is the one this process kept last: nobody has touched it since, or it lives by our etcd lease.
+    ///
+    /// A node whose address changed finds its lease by this. Its pods have addresses out of that subnet.
+    pub(crate) fn was_kept(&self, subnet: &Subnet, stamp: &Stamp) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().is_some_and(|(known, last)| {
+            known == subnet && (last == stamp || (last.lease != 0 && last.lease == stamp.lease))
+        })
     }
 
     /// Notes that the watch listed the store at this revision. A store that is behind what the watch has followed is not
@@ -165,6 +179,7 @@ pub(super) async fn keep(
                 wake
             }
             Ok(Settled::Taken(taken)) => {
+                etcd.note_kept(None);
                 if let Some(grant) = own.spare.take() {
                     etcd.revoke(grant.id).await;
                 }
@@ -381,8 +396,13 @@ impl<'a> Own<'a> {
             self.set_expiry(expires);
             (self.report)(Holding::Renewed { expires });
         }
-        self.stamp = Stamp::of(entry);
+        self.note_stamp(Stamp::of(entry));
         Ok(())
+    }
+
+    fn note_stamp(&mut self, stamp: Stamp) {
+        self.stamp = stamp;
+        self.etcd.note_kept(Some((self.lease.subnet, stamp)));
     }
 
     /// Keeps the etcd lease alive when that is due, and puts the same value once more, so that nodes which lost an event
@@ -528,10 +548,10 @@ impl<'a> Own<'a> {
     /// The entry lives by this etcd lease now, since this revision.
     fn bound(&mut self, revision: i64, grant: Grant) {
         self.spare.take_if(|spare| spare.id == grant.id);
-        self.stamp = Stamp {
+        self.note_stamp(Stamp {
             mod_revision: revision,
             lease: grant.id,
-        };
+        });
         self.known = self.known.max(self.known.in_this_era(revision));
         self.set_expiry(Some(grant.expires));
     }

@@ -240,6 +240,34 @@ async fn an_outage_is_reported_and_the_lease_is_good_when_it_ends() {
 }
 
 #[tokio::test]
+async fn a_node_whose_address_changed_keeps_its_subnet_and_tells_the_new_address() {
+    let server = Server::start();
+    let config = network(CONFIG);
+    for reservation in [false, true] {
+        let mut holder = Holder::start(&server, DAY, HOUR).await;
+        let (key, subnet) = (holder.key.clone(), holder.held.lease.subnet);
+        if reservation {
+            server.put(&key, &value_of("192.0.2.1"));
+            assert_eq!(holder.report().await, Holding::Renewed { expires: None });
+        }
+        holder.keeping.abort();
+        let id = server.field(&key, "lease");
+        let moved = Node::new("192.0.2.7");
+        let held = holder.etcd.acquire(&moved.wanted(&config)).await.unwrap();
+        assert_eq!((held.lease.subnet, held.reused), (subnet, true));
+        assert_eq!(server.value(&key), value_of("192.0.2.7"));
+        assert_eq!(server.field(&key, "lease"), id);
+        assert_eq!(server.keys("/n/subnets/").len(), 1);
+        // Another process knows nothing of this: the address decides.
+        let mut stranger = Node::new("192.0.2.8");
+        stranger.previous = Some(subnet);
+        let other = server.client().acquire(&stranger.wanted(&config)).await.unwrap();
+        assert_ne!(other.lease.subnet, subnet);
+        server.ctl(&["del", "/n/subnets/", "--prefix"]);
+    }
+}
+
+#[tokio::test]
 async fn a_registry_that_was_emptied_gets_the_lease_back_at_once() {
     let mut server = Server::start();
     let mut holder = Holder::start(&server, DAY, HOUR).await;
