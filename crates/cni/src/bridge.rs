@@ -3,15 +3,21 @@
 //! The layer 3 path and everything flannel asks of it. VLANs and MAC filtering are left to Go's plugin.
 
 pub mod add;
+pub mod check;
 pub mod config;
 pub mod del;
 pub mod masquerade;
 
 use fabric::object::LinkName;
 
+use crate::bridge::config::Config;
+use crate::call::{Call, Verb};
 use crate::failure::{Code, Failure};
+use crate::host_local::store::Owner;
+use crate::{delegate, host_local};
 
 pub use add::{AddFailure, add};
+pub use check::check;
 pub use del::del;
 
 /// The IPAM plugin that runs in this process.
@@ -25,4 +31,47 @@ pub fn link_name(name: &str) -> Result<LinkName, Failure> {
             format!("{name:?} is no name for a link"),
         )
     })
+}
+
+/// Name of the host's end of an attachment's link, so that it can be found without the container's. In form it is as random as
+/// any other; where it is taken another is.
+pub fn host_end(owner: &Owner) -> Result<LinkName, Failure> {
+    link_name(&format!("veth{}", masquerade::hash(&owner.content(), 8)))
+}
+
+/// The host's end of an attachment's link is there.
+pub fn has_host_end(owner: &Owner) -> bool {
+    let seen = host_end(owner)
+        .ok()
+        .and_then(|name| kernel::rtnl::Rtnl::open().ok()?.link_by_name(name).ok()?);
+    seen.is_some()
+}
+
+/// STATUS: what the IPAM plugin says.
+pub fn status(call: &Call) -> Result<(), Failure> {
+    match Config::load(call)?.ipam.as_str() {
+        "" => Ok(()),
+        HOST_LOCAL => host_local::status(call),
+        other => delegate::run(other, Verb::Status, &call.stdin, &call.env).map(drop),
+    }
+}
+
+/// GC: masquerading of attachments of this network that are not listed, then the IPAM plugin's.
+pub fn gc(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    let Some(valid) = crate::gc::valid_attachments(call)? else {
+        return Ok(());
+    };
+    // Going on after an error, and reporting all of them.
+    let mut failures = Vec::new();
+    if config.ip_masq {
+        failures.extend(masquerade::sweep(&call.name, &valid).err());
+    }
+    let ipam = match config.ipam.as_str() {
+        "" => Ok(()),
+        HOST_LOCAL => host_local::gc(call),
+        other => delegate::run(other, Verb::Gc, &call.stdin, &call.env).map(drop),
+    };
+    failures.extend(ipam.err());
+    crate::gc::all_of(failures)
 }

@@ -14,7 +14,7 @@ use crate::delegate;
 use crate::failure::{Code, Failure};
 use crate::flannel::netconf::{Delegate, NetConf};
 use crate::flannel::state::{Begun, Saved, State};
-use crate::host_local;
+use crate::host_local::{self, store::Owner};
 use crate::json::{self, Object};
 
 /// Set (to anything but `0`), every delegate is a process of its own.
@@ -249,4 +249,98 @@ pub fn status(call: &Call) -> Result<(), Failure> {
             .map(drop)
             .map_err(not_available),
     }
+}
+
+/// GC: attachments of this network that are not listed are deleted as their DEL would.
+pub fn gc(call: &Call) -> Result<(), Failure> {
+    let conf = NetConf::load(call).map_err(Failure::internal)?;
+    let Some(mut valid) = crate::gc::valid_attachments(call)? else {
+        return Ok(());
+    };
+    let mut failures = Vec::new();
+    let mut config = None;
+    for attachment in state::all(&conf.data_dir)? {
+        let Some((kind, saved)) = read_saved(&attachment.text) else {
+            continue;
+        };
+        if Object::of(&saved)
+            .ok()
+            .and_then(|o| o.string("name").ok().flatten())
+            != Some(&call.name)
+        {
+            continue;
+        }
+        let listed = |owner: &Owner| {
+            // Go's file does not tell which interface it is of.
+            owner.container == attachment.container
+                && attachment.ifname.as_ref().is_none_or(|i| owner.ifname == *i)
+        };
+        if kind == "bridge" {
+            config = Some(saved.clone());
+        }
+        if valid.iter().any(listed) {
+            continue;
+        }
+        let owner = Owner::new(
+            &attachment.container,
+            attachment.ifname.as_deref().unwrap_or_default(),
+        );
+        if attachment.is_young() && bridge::has_host_end(&owner) {
+            // Perhaps of an ADD that the caller did not know of yet when it made its list.
+            valid.push(owner);
+            continue;
+        }
+        failures.extend(collect(call, &conf, &attachment, &kind, &saved).err());
+    }
+    // Reservations and rules without a saved configuration of their own.
+    let config = config.or_else(|| {
+        let env = subnet_env::load(&conf.subnet_file).ok()?;
+        netconf::build(&conf, &env).ok().map(|delegate| delegate.config)
+    });
+    if let Some(mut inner) = config.filter(|config| way(call, conf.delegate_type(), config) == Way::Native) {
+        if let Some(map) = inner.as_object_mut() {
+            let list = valid
+                .iter()
+                .map(|o| serde_json::json!({ "containerID": o.container, "ifname": o.ifname }));
+            map.insert(
+                "cni.dev/valid-attachments".to_owned(),
+                Value::Array(list.collect()),
+            );
+        }
+        failures.extend(bridge::gc(&call.delegated(inner, Vec::new())).err());
+    }
+    crate::gc::all_of(failures)
+}
+
+fn collect(
+    call: &Call,
+    conf: &NetConf,
+    attachment: &state::Attachment,
+    kind: &str,
+    saved: &Value,
+) -> Result<(), Failure> {
+    let mut gone = call
+        .delegated(saved.clone(), attachment.text.clone())
+        .with_verb(Verb::Del);
+    gone.env.container_id.clone_from(&attachment.container);
+    gone.env.ifname = attachment.ifname.clone().unwrap_or_default();
+    // Its namespace is not known to us, and gone with the container.
+    gone.env.netns = String::new();
+    match (way(&gone, kind, saved), &attachment.ifname) {
+        (Way::Native, _) => bridge::del(&gone)?,
+        (Way::Exec, Some(_)) => drop(delegate::run(kind, Verb::Del, &attachment.text, &gone.env)?),
+        // A delegate wants to know the interface.
+        (Way::Exec, None) => return Ok(()),
+    }
+    let ifname = attachment.ifname.clone().unwrap_or_default();
+    let Some(state) = State::open(&conf.data_dir, &attachment.container, &ifname)? else {
+        return Ok(());
+    };
+    let bytes = attachment.text.clone();
+    let saved = if attachment.ifname.is_some() {
+        Saved::Own(bytes)
+    } else {
+        Saved::Legacy(bytes)
+    };
+    Ok(state.forget(&saved, false)?)
 }

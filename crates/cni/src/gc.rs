@@ -30,3 +30,16 @@ pub fn valid_attachments(call: &Call) -> Result<Option<Vec<Owner>>, Failure> {
     }
     Ok(None)
 }
+
+/// One failure of many: the first one's code, every message.
+pub fn all_of(failures: Vec<Failure>) -> Result<(), Failure> {
+    let msg = failures
+        .iter()
+        .map(|f| f.msg.as_str())
+        .collect::<Vec<_>>()
+        .join("\n");
+    match failures.into_iter().next() {
+        None => Ok(()),
+        Some(first) => Err(Failure { msg, ..first }),
+    }
+}

@@ -19,6 +19,7 @@ pub mod netfilter;
 pub mod netns;
 pub mod ordered;
 pub mod plugin;
+pub mod portmap;
 pub mod process;
 pub mod result;
 pub mod sysctl;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use crate::call::{Call, Environment, Verb};
 use crate::failure::{Code, Failure};
-use crate::{bridge, flannel, host_local, loopback, netns, version};
+use crate::{bridge, flannel, host_local, loopback, netns, portmap, version};
 
 /// What the executable is, by the name it was called as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Plugin {
     HostLocal,
     /// `lo`.
     Loopback,
+    /// Ports of the host.
+    Portmap,
 }
 
 impl Plugin {
@@ -26,6 +28,7 @@ impl Plugin {
             "bridge" => Plugin::Bridge,
             "host-local" => Plugin::HostLocal,
             "loopback" => Plugin::Loopback,
+            "portmap" => Plugin::Portmap,
             _ => Plugin::Flannel,
         }
     }
@@ -37,6 +40,7 @@ impl Plugin {
             Plugin::Bridge => "bridge",
             Plugin::HostLocal => "host-local",
             Plugin::Loopback => "loopback",
+            Plugin::Portmap => "portmap",
         }
     }
 
@@ -64,9 +68,13 @@ impl Plugin {
             (Plugin::Flannel, Verb::Add) => flannel::add(call),
             (Plugin::Flannel, Verb::Del) => flannel::del(call).map(silent),
             (Plugin::Flannel, Verb::Check) => flannel::check(call).map(silent),
+            (Plugin::Flannel, Verb::Gc) => flannel::gc(call).map(silent),
             (Plugin::Flannel, Verb::Status) => flannel::status(call).map(silent),
             (Plugin::Bridge, Verb::Add) => bridge::add(call, None).map_err(|e| e.failure).and_then(print),
             (Plugin::Bridge, Verb::Del) => bridge::del(call).map(silent),
+            (Plugin::Bridge, Verb::Check) => bridge::check(call).map(silent),
+            (Plugin::Bridge, Verb::Status) => bridge::status(call).map(silent),
+            (Plugin::Bridge, Verb::Gc) => bridge::gc(call).map(silent),
             (Plugin::HostLocal, Verb::Add) => host_local::add(call).and_then(print),
             (Plugin::HostLocal, Verb::Del) => host_local::del(call).map(silent),
             (Plugin::HostLocal, Verb::Check) => host_local::check(call).map(silent),
@@ -75,6 +83,10 @@ impl Plugin {
             (Plugin::Loopback, Verb::Add) => loopback::add(call).and_then(print),
             (Plugin::Loopback, Verb::Del) => loopback::del(call).map(silent),
             (Plugin::Loopback, Verb::Check) => loopback::check(call).map(silent),
+            (Plugin::Portmap, Verb::Add) => portmap::add(call).and_then(print),
+            (Plugin::Portmap, Verb::Del) => portmap::del(call).map(silent),
+            (Plugin::Portmap, Verb::Check) => portmap::check(call).map(silent),
+            (Plugin::Portmap, Verb::Gc) => portmap::gc(call).map(silent),
             _ => Ok(String::new()),
         }
     }

@@ -18,3 +18,7 @@ mod host_local;
 mod kill;
 #[path = "plugins/link.rs"]
 mod link;
+#[path = "plugins/ports.rs"]
+mod ports;
+#[path = "plugins/status.rs"]
+mod status;

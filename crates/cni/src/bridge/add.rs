@@ -16,13 +16,13 @@ use kernel::rtnl::veth::VethPair;
 
 use crate::bridge::config::Config;
 use crate::bridge::masquerade::{self, Masquerade};
-use crate::bridge::{HOST_LOCAL, link_name};
+use crate::bridge::{HOST_LOCAL, host_end, link_name};
 use crate::call::Call;
 use crate::call::Verb;
 use crate::delegate;
 use crate::failure::Failure;
 use crate::files;
-use crate::host_local::{self, config::Config as HostLocal};
+use crate::host_local::{self, config::Config as HostLocal, store::Owner};
 use crate::netns::{self, Sides, kernel_text};
 use crate::result::{AddResult, Interface, Route};
 use crate::sysctl;
@@ -60,7 +60,14 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
     let mut host = Rtnl::open().map_err(|e| Failure::internal(e.to_string()))?;
 
     let bridge = ensure_bridge(&mut host, &config)?;
-    let (mut pod, link, peer) = make_pair(&sides, &mut host, &config, ifname, mac)?;
+    let (mut pod, link, peer) = make_pair(
+        &sides,
+        &mut host,
+        &config,
+        ifname,
+        mac,
+        &host_local::owner_of(call),
+    )?;
     let mut made = Made {
         call,
         ifname,
@@ -277,18 +284,24 @@ fn make_pair(
     config: &Config,
     name: LinkName,
     mac: Option<Mac>,
+    owner: &Owner,
 ) -> Result<(Rtnl, ObservedLink, LinkName), Failure> {
     let mut pod = sides
         .inside(Rtnl::open)?
         .map_err(|e| Failure::internal(e.to_string()))?;
-    for _ in 0..NAME_ATTEMPTS {
-        let random = files::random().map_err(|e| {
-            Failure::internal(format!(
-                "failed to generate random veth name: {}",
-                files::errno_text(e)
-            ))
-        })?;
-        let peer = link_name(&format!("veth{random:08x}"))?;
+    for attempt in 0..NAME_ATTEMPTS {
+        let peer = match attempt {
+            0 => host_end(owner)?,
+            _ => {
+                let random = files::random().map_err(|e| {
+                    Failure::internal(format!(
+                        "failed to generate random veth name: {}",
+                        files::errno_text(e)
+                    ))
+                })?;
+                link_name(&format!("veth{random:08x}"))?
+            }
+        };
         let pair = VethPair {
             name,
             mac,

@@ -22,7 +22,7 @@ pub fn del(call: &Call) -> Result<(), Failure> {
     } else {
         None
     };
-    let mut addresses = remove_link(call)?;
+    let mut addresses = remove_link(call, config.bridge.as_str())?;
     if let Some(ipam) = &native {
         // Known from the store also where the link is gone.
         let reserved = held(call, ipam)?;
@@ -58,7 +58,7 @@ pub fn clean_up(
     };
     let mut addresses: Vec<IpNet> = Vec::new();
     if !reserved.is_empty() || is_port_of(call, bridge)? {
-        addresses = remove_link(call)?;
+        addresses = remove_link(call, bridge)?;
     }
     addresses.extend(reserved.iter().map(|ip| IpNet::from(*ip)));
     host_local::release(data_dir, &call.name, &owner, &[])?;
@@ -111,13 +111,7 @@ fn held(call: &Call, ipam: &HostLocal) -> Result<Vec<IpAddr>, Failure> {
 }
 
 /// Removes the container's link; returns the global addresses it had.
-fn remove_link(call: &Call) -> Result<Vec<IpNet>, Failure> {
-    if call.env.netns.is_empty() {
-        return Ok(Vec::new());
-    }
-    let Some(pod) = netns::open(&call.env.netns)? else {
-        return Ok(Vec::new());
-    };
+fn remove_link(call: &Call, bridge: &str) -> Result<Vec<IpNet>, Failure> {
     let name = link_name(&call.env.ifname)?;
     let said = |what: &str, e: kernel::NetlinkError| {
         Failure::internal(format!(
@@ -126,25 +120,54 @@ fn remove_link(call: &Call) -> Result<Vec<IpNet>, Failure> {
             kernel_text(&e)
         ))
     };
-    let mut pod = Sides::new(pod)?
-        .inside(Rtnl::open)?
-        .map_err(|e| said("look at", e))?;
-    let Some(link) = pod.link_by_name(name).map_err(|e| said("lookup", e))? else {
-        return Ok(Vec::new());
+    let pod = if call.env.netns.is_empty() {
+        None
+    } else {
+        netns::open(&call.env.netns)?
     };
-    let addresses = pod
-        .addresses(link.index)
-        .map_err(|e| said("get IP addresses for", e))?;
-    pod.delete_link_by_name(name).map_err(|e| said("delete", e))?;
-    let global = |ip: IpAddr| match ip {
+    if let Some(pod) = pod {
+        let mut pod = Sides::new(pod)?
+            .inside(Rtnl::open)?
+            .map_err(|e| said("look at", e))?;
+        if let Some(link) = pod.link_by_name(name).map_err(|e| said("lookup", e))? {
+            let addresses = pod
+                .addresses(link.index)
+                .map_err(|e| said("get IP addresses for", e))?;
+            pod.delete_link_by_name(name).map_err(|e| said("delete", e))?;
+            return Ok(addresses
+                .into_iter()
+                .map(|a| a.address)
+                .filter(|a| is_global(a.addr()))
+                .collect());
+        }
+    }
+    remove_host_end(call, bridge)
+        .map(|()| Vec::new())
+        .map_err(|e| said("delete", e))
+}
+
+/// Removes the host's end by its name, where the container's is out of sight: a namespace that lives on under no path would keep
+/// an address that is about to be handed out again.
+fn remove_host_end(call: &Call, bridge: &str) -> Result<(), kernel::NetlinkError> {
+    let (Ok(name), Ok(bridge)) = (super::host_end(&host_local::owner_of(call)), link_name(bridge)) else {
+        return Ok(());
+    };
+    let mut host = Rtnl::open()?;
+    let Some(link) = host.link_by_name(name)? else {
+        return Ok(());
+    };
+    let master = host.link_by_name(bridge)?.map(|bridge| bridge.index);
+    if &*link.kind == "veth" && master.is_some() && link.master == master {
+        host.delete_link_by_name(name)?;
+    }
+    Ok(())
+}
+
+fn is_global(ip: IpAddr) -> bool {
+    match ip {
         IpAddr::V4(v4) => {
             !v4.is_link_local() && !v4.is_loopback() && !v4.is_multicast() && !v4.is_broadcast()
         }
         IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_multicast(),
-    };
-    Ok(addresses
-        .into_iter()
-        .map(|a| a.address)
-        .filter(|a| global(a.addr()))
-        .collect())
+    }
 }

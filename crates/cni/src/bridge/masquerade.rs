@@ -9,6 +9,7 @@ use sha2::{Digest, Sha512};
 
 use crate::call::Call;
 use crate::failure::Failure;
+use crate::host_local::store::Owner;
 use crate::netfilter::{self, restore, run, save};
 
 /// Longest comment nft takes, in bytes.
@@ -258,8 +259,76 @@ fn leftovers(present: &str, chain: &str, addresses: &[IpNet]) -> Vec<String> {
     lines
 }
 
+/// Removes the masquerading of attachments of a network that are not listed. iptables rules do not tell interfaces apart: those of
+/// a container stay as long as any of its attachments does.
+pub fn sweep(network: &str, valid: &[Owner]) -> Result<(), Failure> {
+    let _lock = netfilter::lock();
+    for v6 in [false, true] {
+        let Some(present) = save(v6).map_err(Failure::internal)? else {
+            continue;
+        };
+        let name = format!("\"name: \\\"{network}\\\" id: \\\"");
+        let id = |line: &str| -> Option<String> {
+            let (_, rest) = line.split_once(&name)?;
+            Some(rest.split_once("\\\"\"")?.0.to_owned())
+        };
+        let mut gone: Vec<String> = present.lines().filter_map(id).collect();
+        gone.retain(|id| !valid.iter().any(|owner| owner.container == *id));
+        gone.sort_unstable();
+        gone.dedup();
+        for container in gone {
+            let ours = Masquerade {
+                network: network.to_owned(),
+                container,
+                ifname: String::new(),
+                backend: None,
+            };
+            let lines = leftovers(&present, &ours.chain(), &[]);
+            if !lines.is_empty() {
+                restore(v6, &lines).map_err(Failure::internal)?;
+            }
+        }
+    }
+    nft_sweep(network, valid).map_err(Failure::internal)
+}
+
+fn nft_sweep(network: &str, valid: &[Owner]) -> Result<(), String> {
+    let keep: Vec<String> = valid
+        .iter()
+        .map(|owner| {
+            let (container, ifname) = (owner.container.clone(), owner.ifname.clone());
+            Masquerade {
+                network: network.to_owned(),
+                container,
+                ifname,
+                backend: None,
+            }
+            .nft_key()
+        })
+        .collect();
+    let ours = format!("comment \"{}-", hash(network, 16));
+    let stale = nft_rules()?.into_iter().filter(|(rule, _)| {
+        rule.contains(&ours) && !keep.iter().any(|key| rule.contains(&format!("comment \"{key}")))
+    });
+    let lines: String = stale
+        .map(|(_, handle)| format!("delete rule inet {NFT_TABLE} masq_checks handle {handle}\n"))
+        .collect();
+    if lines.is_empty() {
+        Ok(())
+    } else {
+        run("nft", &["-f", "-"], &lines).map(drop)
+    }
+}
+
 /// Handles of the attachment's rules in nft's table.
 fn nft_handles(masquerade: &Masquerade) -> Result<Vec<String>, String> {
+    let key = format!("comment \"{}", masquerade.nft_key());
+    let ours = nft_rules()?.into_iter().filter(|(rule, _)| rule.contains(&key));
+    Ok(ours.map(|(_, handle)| handle).collect())
+}
+
+/// Every rule of nft's chain with its handle.
+fn nft_rules() -> Result<Vec<(String, String)>, String> {
     let listed = match run(
         "nft",
         &["-a", "list", "chain", "inet", NFT_TABLE, "masq_checks"],
@@ -270,11 +339,9 @@ fn nft_handles(masquerade: &Masquerade) -> Result<Vec<String>, String> {
         Err(e) if e.contains("No such file or directory") => String::new(),
         Err(e) => return Err(e),
     };
-    let key = format!("comment \"{}", masquerade.nft_key());
-    let ours = listed.lines().filter(|line| line.contains(&key));
-    Ok(ours
-        .filter_map(|line| line.rsplit_once("# handle "))
-        .map(|(_, handle)| handle.trim().to_owned())
+    let rules = listed.lines().filter_map(|line| line.rsplit_once("# handle "));
+    Ok(rules
+        .map(|(rule, handle)| (rule.to_owned(), handle.trim().to_owned()))
         .collect())
 }
 

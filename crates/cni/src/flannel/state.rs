@@ -51,6 +51,78 @@ pub fn knows(data_dir: &str, container: &str) -> bool {
     there(format!("{data_dir}/{container}")) || there(format!("{data_dir}/.v2/{container}"))
 }
 
+/// A saved configuration, found by looking at all.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// Container id.
+    pub container: String,
+    /// Interface; `None` for Go's file, which does not tell.
+    pub ifname: Option<String>,
+    /// The configuration.
+    pub text: Vec<u8>,
+    /// When it was written.
+    written: std::time::SystemTime,
+}
+
+impl Attachment {
+    /// Written within the last minute: perhaps by an ADD that the caller does not know of yet.
+    pub fn is_young(&self) -> bool {
+        self.written
+            .elapsed()
+            .is_ok_and(|age| age < std::time::Duration::from_secs(60))
+    }
+}
+
+/// Every saved configuration. Go's file of a container is left out when one of ours says the same.
+pub fn all(data_dir: &str) -> Result<Vec<Attachment>, FileError> {
+    let fail = |e| FileError::new("read", data_dir, e);
+    let folder = match files::open_folder(data_dir) {
+        Ok(folder) => folder,
+        Err(e) if e.is_absent() => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut found: Vec<Attachment> = Vec::new();
+    let read = |folder: &OwnedFd, container: &str, ifname: Option<&str>| -> Option<Attachment> {
+        let name = ifname.unwrap_or(container);
+        let text = files::read_at(folder, name, LIMIT).ok()?;
+        let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let age = std::time::Duration::from_secs(u64::try_from(stat.st_mtime).ok()?);
+        Some(Attachment {
+            container: container.to_owned(),
+            ifname: ifname.map(str::to_owned),
+            text,
+            written: std::time::UNIX_EPOCH + age,
+        })
+    };
+    if let Ok(own) = files::open_folder(&format!("{data_dir}/.v2")) {
+        for container in files::folders(&own).map_err(fail)? {
+            let Ok(folder) = files::open_folder(&format!("{data_dir}/.v2/{container}")) else {
+                continue;
+            };
+            for ifname in files::names(&folder).map_err(fail)? {
+                if !ifname.contains(':') && !ifname.starts_with(".tmp-") {
+                    found.extend(read(&folder, &container, Some(&ifname)));
+                }
+            }
+        }
+    }
+    for container in files::names(&folder).map_err(fail)? {
+        if container.starts_with('.') {
+            continue;
+        }
+        let Some(legacy) = read(&folder, &container, None) else {
+            continue;
+        };
+        if !found
+            .iter()
+            .any(|own| own.container == container && own.text == legacy.text)
+        {
+            found.push(legacy);
+        }
+    }
+    Ok(found)
+}
+
 impl State {
     /// Opens the folder for an ADD, made when it is not there.
     pub fn create(data_dir: &str, container: &str, ifname: &str) -> Result<State, FileError> {

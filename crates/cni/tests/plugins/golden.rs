@@ -176,7 +176,10 @@ impl Case {
         }
         if folder(self.name).join("after-del.txt").exists() {
             self.compare("after-del.txt");
-            self.host.assert_nothing_left("cbr0");
+            if !self.name.starts_with("portmap") {
+                // portmap's shared chains stay; the comparison has seen that nothing of the container does.
+                self.host.assert_nothing_left("cbr0");
+            }
         }
     }
 
@@ -318,6 +321,9 @@ golden! {
     golden_two_networks "two-networks",
     golden_ipmasq_by_bridge "ipmasq-by-bridge",
     golden_ipmasq_by_bridge_nft "ipmasq-by-bridge-nft",
+    golden_portmap_iptables "portmap-iptables",
+    golden_portmap_dual_iptables "portmap-dual-iptables",
+    golden_portmap_nft "portmap-nft",
 }
 
 #[test]

@@ -1,0 +1,154 @@
+//! The plugin `portmap`: ports of the host lead to the container.
+
+pub mod config;
+pub mod conntrack;
+pub mod iptables;
+pub mod nft;
+
+use std::io::Write;
+use std::net::IpAddr;
+
+use kernel::rtnl::Rtnl;
+
+use crate::call::Call;
+use crate::failure::Failure;
+use crate::netfilter;
+use crate::portmap::config::{Backend, Config};
+use crate::result::AddResult;
+use crate::sysctl;
+
+fn parse(call: &Call) -> Result<Config, Failure> {
+    Config::load(call).map_err(|e| Failure {
+        msg: format!("failed to parse config: {}", e.msg),
+        ..e
+    })
+}
+
+/// ADD: the rules; the result is the previous one.
+pub fn add(call: &Call) -> Result<AddResult, Failure> {
+    let config = parse(call)?;
+    let Some(previous) = config.previous.clone() else {
+        return Err(Failure::internal("must be called as chained plugin"));
+    };
+    if config.mappings.is_empty() {
+        return Ok(previous);
+    }
+    let lock = netfilter::lock();
+    let done = config
+        .addresses
+        .iter()
+        .flatten()
+        .try_for_each(|address| forward(&config, *address));
+    if let Err(e) = done {
+        // A failed ADD leaves nothing.
+        let _ = unforward(&config);
+        return Err(Failure::internal(e));
+    }
+    drop(lock);
+    forget_flows(&config);
+    if let Some(address) = config
+        .addresses
+        .first()
+        .copied()
+        .flatten()
+        .filter(|_| config.snat)
+    {
+        // So that packets from the host's 127.0.0.1 may cross to the container.
+        if let Some(link) = link_towards(address.addr()) {
+            sysctl::ensure(&format!("net/ipv4/conf/{link}/route_localnet"), "1")
+                .map_err(|e| Failure::internal(format!("unable to enable route_localnet: {e}")))?;
+        }
+    }
+    Ok(previous)
+}
+
+fn forward(config: &Config, address: ipnet::IpNet) -> Result<(), String> {
+    match config.backend {
+        Some(Backend::Iptables) => iptables::forward(config, address),
+        Some(Backend::Nftables) => nft::forward(config, address),
+        None => iptables::forward(config, address).or_else(|first| {
+            // Only where nothing but nftables works; otherwise the first reason is the one to know.
+            nft::forward(config, address).map_err(|_| first)
+        }),
+    }
+}
+
+/// Removes the container's rules wherever an ADD of any configuration may have put them.
+fn unforward(config: &Config) -> Result<(), String> {
+    match config.backend {
+        Some(Backend::Nftables) => nft::unforward(config),
+        Some(Backend::Iptables) => iptables::unforward(config),
+        None => iptables::unforward(config).or_else(|first| nft::unforward(config).map_err(|_| first)),
+    }
+}
+
+fn forget_flows(config: &Config) {
+    let udp = config
+        .mappings
+        .iter()
+        .filter(|m| m.protocol.eq_ignore_ascii_case("udp"));
+    let ports: Vec<u16> = udp.map(|m| m.host_port).collect();
+    if ports.is_empty() {
+        return;
+    }
+    for address in config.addresses.iter().flatten() {
+        if let Err(e) = conntrack::forget_udp(address.addr().is_ipv6(), &ports) {
+            // A stale flow times out by itself.
+            let _ = writeln!(
+                std::io::stderr(),
+                "failed to delete stale UDP conntrack entries for {}: {e}",
+                address.addr()
+            );
+        }
+    }
+}
+
+/// Name of the link the host reaches an address by.
+fn link_towards(ip: IpAddr) -> Option<String> {
+    let mut host = Rtnl::open().ok()?;
+    let index = host.lookup(ip).ok()??.link?;
+    Some(host.link_by_index(index).ok()??.name.to_string())
+}
+
+/// DEL: the container's rules; none is fine.
+///
+/// Without mappings in the configuration there is nothing to remove: a runtime that had any sends them again.
+pub fn del(call: &Call) -> Result<(), Failure> {
+    let config = parse(call)?;
+    if config.mappings.is_empty() {
+        return Ok(());
+    }
+    let _lock = netfilter::lock();
+    unforward(&config).map_err(Failure::internal)
+}
+
+/// CHECK: every rule is there.
+pub fn check(call: &Call) -> Result<(), Failure> {
+    let config = Config::load(call)?;
+    if config.previous.is_none() {
+        return Err(Failure::internal("Required prevResult missing"));
+    }
+    if config.mappings.is_empty() {
+        return Ok(());
+    }
+    for address in config.addresses.iter().flatten() {
+        let checked = match config.backend {
+            Some(Backend::Nftables) => nft::check(&config, *address),
+            Some(Backend::Iptables) => iptables::check(&config, *address),
+            None => iptables::check(&config, *address)
+                .or_else(|first| nft::check(&config, *address).map_err(|_| first)),
+        };
+        checked.map_err(Failure::internal)?;
+    }
+    Ok(())
+}
+
+/// GC: the rules of containers of this network that are not listed go.
+pub fn gc(call: &Call) -> Result<(), Failure> {
+    let Some(valid) = crate::gc::valid_attachments(call)? else {
+        return Ok(());
+    };
+    let _lock = netfilter::lock();
+    iptables::sweep(&call.name, |id| valid.iter().any(|owner| owner.container == id))
+        .map_err(Failure::internal)
+}

@@ -1,0 +1,307 @@
+//! portmap: live forwarding, many at once, beside Go's plugin, and what a repeated ADD leaves (C2, W-18).
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::rig::{Call, GO_PLUGINS, Host, ID};
+
+fn mappings(list: &str) -> String {
+    format!(r#","runtimeConfig":{{"portMappings":[{list}]}}"#)
+}
+
+fn chained(host: &mut Host, verb: &'static str, result: &Value, more: &str) -> Call<'static> {
+    let stdin =
+        format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"portmap","prevResult":{result}{more}}}"#);
+    host.call("portmap", verb, stdin)
+}
+
+const TCP: &str = r#"{"hostPort":8080,"containerPort":80,"protocol":"tcp"}"#;
+
+/// Answers one TCP connection on port 80 of pod 0 with a word.
+fn serve(host: &Host) -> std::process::Child {
+    let script = "import socket\ns=socket.socket(socket.AF_INET6)\ns.setsockopt(41,26,0)\ns.bind(('::',80))\ns.listen(9)\nprint('ready',flush=True)\nwhile 1:\n c,a=s.accept();c.sendall(b'pong');c.close()";
+    let mut child = Command::new("nsenter")
+        .args([
+            &format!("--net=/run/netns/{}-0", host.name),
+            "python3",
+            "-c",
+            script,
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(child.stdout.as_mut().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    child
+}
+
+fn ask(namespace: &str, address: &str) -> String {
+    let script = format!(
+        "import socket\ns=socket.create_connection(('{address}',8080),timeout=5)\nprint(s.recv(9).decode())"
+    );
+    let output = Command::new("nsenter")
+        .args([&format!("--net=/run/netns/{namespace}"), "python3", "-c", &script])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn ports_when_mapped_answer_from_the_host_its_loopback_the_pod_itself_and_another_pod() {
+    for backend in ["iptables", "nftables"] {
+        let mut host = Host::new();
+        host.dual_stack();
+        let result = host.flannel("ADD").ok().json();
+        let stdin = host.config("cbr0", "");
+        let other = Call {
+            container: "other",
+            netns: host.pod(1),
+            ..host.call("flannel", "ADD", stdin)
+        };
+        host.run(&other).ok();
+        let more = format!(r#"{},"backend":"{backend}""#, mappings(TCP));
+        let add = chained(&mut host, "ADD", &result, &more);
+        assert_eq!(
+            host.run(&add).ok().json(),
+            result,
+            "the previous result is handed on"
+        );
+        let mut server = serve(&host);
+        let (name, pod, other) = (
+            host.name.clone(),
+            format!("{}-0", host.name),
+            format!("{}-1", host.name),
+        );
+        let answers = [
+            ask(&name, "10.244.7.1"),
+            ask(&name, "127.0.0.1"),
+            ask(&pod, "10.244.7.1"),
+            ask(&other, "10.244.7.1"),
+            ask(&name, "fd00:10:244:7::1"),
+            ask(&other, "fd00:10:244:7::1"),
+        ];
+        let check = chained(&mut host, "CHECK", &result, &more);
+        let checked = host.run(&check);
+        let del = chained(&mut host, "DEL", &result, &more);
+        host.run(&del).ok();
+        let after = ask(&name, "10.244.7.1");
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert_eq!(answers, ["pong"; 6], "{backend}");
+        assert_eq!(after, "", "{backend}");
+        checked.ok();
+        assert_eq!(host.run(&check).status, 1, "{backend}: nothing is there any more");
+        host.run(&del).ok();
+    }
+}
+
+#[test]
+fn c2_shared_rules_when_twenty_add_the_first_ports_at_once_are_there_exactly_once() {
+    const COUNT: usize = 20;
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    let ids: Vec<String> = (0..COUNT).map(|i| format!("pod{i}")).collect();
+    let mut calls = Vec::new();
+    for (i, id) in ids.iter().enumerate() {
+        let port = format!(
+            r#"{{"hostPort":{},"containerPort":80,"protocol":"tcp"}}"#,
+            20_000 + i
+        );
+        let add = chained(&mut host, "ADD", &result, &mappings(&port));
+        calls.push(Call { container: id, ..add });
+    }
+    let running: Vec<_> = calls.iter().map(|call| host.start(call)).collect();
+    for running in running {
+        running.finish().ok();
+    }
+    let count = |host: &Host, start: &str| host.nat().iter().filter(|l| l.starts_with(start)).count();
+    for shared in [
+        "-A PREROUTING",
+        "-A OUTPUT",
+        "-A POSTROUTING",
+        "-A CNI-HOSTPORT-MASQ",
+        "-A CNI-HOSTPORT-SETMARK",
+    ] {
+        assert_eq!(count(&host, shared), 1, "{shared}: {:#?}", host.nat());
+    }
+    assert_eq!(count(&host, "-A CNI-HOSTPORT-DNAT"), COUNT);
+    let dels: Vec<Call<'_>> = calls
+        .iter()
+        .map(|call| Call {
+            verb: "DEL",
+            ..call.clone()
+        })
+        .collect();
+    let running: Vec<_> = dels.iter().map(|call| host.start(call)).collect();
+    for running in running {
+        running.finish().ok();
+    }
+    assert_eq!(count(&host, "-A CNI-HOSTPORT-DNAT") + count(&host, ":CNI-DN-"), 0);
+}
+
+#[test]
+fn ports_when_added_by_one_are_removed_by_the_other_and_look_the_same() {
+    let list = r#"{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"0.0.0.0"},{"hostPort":90,"containerPort":90,"protocol":"tcp","hostIP":"127.0.0.1"}"#;
+    for more in [
+        "",
+        r#","snat":false"#,
+        r#","masqAll":true"#,
+        r#","markMasqBit":7"#,
+        r#","externalSetMarkChain":"KUBE-MARK-MASQ""#,
+        r#","conditionsV4":["!","-d","192.0.2.0/24"]"#,
+    ] {
+        let mut seen = Vec::new();
+        for (adds, dels) in [("ours", "go"), ("go", "ours")] {
+            let mut host = Host::new();
+            // Debian's CHECK looks at both families whichever the container has.
+            host.dual_stack();
+            host.exec(&["iptables", "-t", "nat", "-N", "KUBE-MARK-MASQ"]);
+            host.exec(&["ip6tables", "-t", "nat", "-N", "KUBE-MARK-MASQ"]);
+            let result = host.flannel("ADD").ok().json();
+            let more = format!("{}{more}", mappings(list));
+            let by = |host: &mut Host, whose: &str, verb: &'static str| -> Call<'static> {
+                let mut call = chained(host, verb, &result, &more);
+                if whose == "go" {
+                    call.program = format!("{GO_PLUGINS}/portmap").into();
+                }
+                call
+            };
+            let add = by(&mut host, adds, "ADD");
+            host.run(&add).ok();
+            seen.push(host.nat());
+            for whose in ["go", "ours"] {
+                let check = by(&mut host, whose, "CHECK");
+                host.run(&check).ok();
+            }
+            let del = by(&mut host, dels, "DEL");
+            host.run(&del).ok();
+            assert!(
+                !host.nat().iter().any(|l| l.contains("CNI-DN-")),
+                "{more}: {:#?}",
+                host.nat()
+            );
+        }
+        assert_eq!(seen[0], seen[1], "{more}");
+    }
+}
+
+#[test]
+fn ports_when_added_again_are_the_new_ones_alone() {
+    for backend in ["iptables", "nftables"] {
+        let mut host = Host::new();
+        let result = host.flannel("ADD").ok().json();
+        let listed = |host: &Host| match backend {
+            "iptables" => host.nat().join("\n"),
+            _ => host.exec(&["nft", "list", "table", "ip", "cni_hostport"]),
+        };
+        for port in [1111, 2222] {
+            let more = mappings(&format!(
+                r#"{{"hostPort":{port},"containerPort":80,"protocol":"tcp"}}"#
+            ));
+            let add = chained(
+                &mut host,
+                "ADD",
+                &result,
+                &format!(r#"{more},"backend":"{backend}""#),
+            );
+            host.run(&add).ok();
+        }
+        let rules = listed(&host);
+        assert!(
+            rules.contains("2222") && !rules.contains("1111"),
+            "{backend}: {rules}"
+        );
+        // Deleted with ports that were never mapped.
+        let del = chained(
+            &mut host,
+            "DEL",
+            &result,
+            &format!(r#"{},"backend":"{backend}""#, mappings(TCP)),
+        );
+        host.run(&del).ok();
+        assert!(!listed(&host).contains("2222"), "{backend}");
+    }
+}
+
+#[test]
+fn calls_when_wrong_are_refused_in_gos_words() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    let refused = |host: &mut Host, more: &str| {
+        let call = chained(host, "ADD", &result, more);
+        host.run(&call).failure().1
+    };
+    for (more, msg) in [
+        (r#","backend":"x""#, "unrecognized backend \"x\""),
+        (r#","markMasqBit":32"#, "MasqMarkBit must be between 0 and 31"),
+        (
+            r#","markMasqBit":1,"externalSetMarkChain":"X""#,
+            "Cannot specify externalSetMarkChain and markMasqBit",
+        ),
+        (
+            r#","backend":"nftables","conditionsV4":["-d","1.2.3.4"]"#,
+            "nftables backend was requested but configuration contains iptables-specific options [conditionsV4]",
+        ),
+        (
+            &mappings(r#"{"hostPort":0,"containerPort":80,"protocol":"tcp"}"#),
+            "Invalid host port number: 0",
+        ),
+        (
+            &mappings(r#"{"hostPort":1,"containerPort":-1,"protocol":"tcp"}"#),
+            "Invalid container port number: -1",
+        ),
+    ] {
+        assert_eq!(refused(&mut host, more), format!("failed to parse config: {msg}"));
+    }
+    let call = host.call(
+        "portmap",
+        "ADD",
+        r#"{"cniVersion":"1.0.0","name":"cbr0"}"#.to_owned(),
+    );
+    assert_eq!(host.run(&call).failure().1, "must be called as chained plugin");
+    // Without mappings the result is handed on and nothing is made.
+    let call = chained(&mut host, "ADD", &result, "");
+    assert_eq!(host.run(&call).ok().json(), result);
+    assert_eq!(host.nat(), Vec::<String>::new());
+    // A rule the firewall refuses leaves nothing.
+    let more = format!(r#"{},"conditionsV4":["-m","nonsense"]"#, mappings(TCP));
+    let call = chained(&mut host, "ADD", &result, &more);
+    host.run(&call).failure();
+    assert!(!host.nat().iter().any(|l| l.contains("CNI-DN-")));
+    assert_eq!(ID.len(), 16);
+}
+
+#[test]
+fn flows_when_udp_began_before_the_mapping_are_forgotten() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    // Tracking needs a rule that asks for it.
+    host.exec(&[
+        "iptables",
+        "-A",
+        "INPUT",
+        "-m",
+        "conntrack",
+        "--ctstate",
+        "INVALID",
+        "-j",
+        "DROP",
+    ]);
+    let send = "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('127.0.0.1',5555))\ns.sendto(b'x',('127.0.0.1',5353))\ns.sendto(b'x',('127.0.0.1',6363))";
+    host.exec(&["python3", "-c", send]);
+    let flows = |host: &Host| -> usize {
+        let text = host.exec(&["sh", "-c", "cat /proc/net/nf_conntrack 2>/dev/null || true"]);
+        text.lines().filter(|l| l.contains("dport=5353 ")).count()
+    };
+    let before = flows(&host);
+    let udp = r#"{"hostPort":5353,"containerPort":53,"protocol":"udp"}"#;
+    let add = chained(&mut host, "ADD", &result, &mappings(udp));
+    let answer = host.run(&add).ok();
+    assert_eq!(answer.stderr, "", "listing and deleting flows is possible");
+    assert_eq!(flows(&host), 0, "of {before}");
+}
