@@ -158,7 +158,6 @@ fn ports_when_added_by_one_are_removed_by_the_other_and_look_the_same() {
         let mut seen = Vec::new();
         for (adds, dels) in [("ours", "go"), ("go", "ours")] {
             let mut host = Host::new();
-            // Debian's CHECK looks at both families whichever the container has.
             host.dual_stack();
             host.exec(&["iptables", "-t", "nat", "-N", "KUBE-MARK-MASQ"]);
             host.exec(&["ip6tables", "-t", "nat", "-N", "KUBE-MARK-MASQ"]);
@@ -174,10 +173,9 @@ fn ports_when_added_by_one_are_removed_by_the_other_and_look_the_same() {
             let add = by(&mut host, adds, "ADD");
             host.run(&add).ok();
             seen.push(host.nat());
-            for whose in ["go", "ours"] {
-                let check = by(&mut host, whose, "CHECK");
-                host.run(&check).ok();
-            }
+            // Debian's own CHECK looks for the IPv4 rules in ip6tables and fails after either.
+            let check = by(&mut host, "ours", "CHECK");
+            host.run(&check).ok();
             let del = by(&mut host, dels, "DEL");
             host.run(&del).ok();
             assert!(
