@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::cargo::{Tally, build, cargo, executables, run as run_command, test};
+use crate::cargo::{Tally, cargo, executables, run as run_command, test};
 use crate::packages::{ETCD, LAB, TESTS, check_machine, ensure};
 use crate::say;
 
@@ -34,61 +34,67 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "unit",
         about: "every crate's own tests",
-        arguments: &["--workspace", "--exclude", "lab"],
+        arguments: &["--workspace", "--lib", "--bins"],
+        shown: false,
+    },
+    Suite {
+        name: "crates",
+        about: "every crate from outside: namespaces, real etcd, fuzz bodies",
+        arguments: &["--workspace", "--exclude", "lab", "--test", "*"],
         shown: false,
     },
     Suite {
         name: "machinery",
         about: "the lab itself",
-        arguments: &["-p", "lab", "--lib", "--test", "machinery"],
+        arguments: &["--workspace", "--test", "machinery"],
         shown: false,
     },
     Suite {
         name: "conformance",
         about: "the tables V1-V16 and H1-H3, seen by ip, bridge and iptables-save",
-        arguments: &["-p", "lab", "--test", "conformance"],
+        arguments: &["--workspace", "--test", "conformance"],
         shown: false,
     },
     Suite {
         name: "golden",
         about: "the objects, files and keys Go flannel leaves for the same config",
-        arguments: &["-p", "lab", "--test", "golden"],
+        arguments: &["--workspace", "--test", "golden"],
         shown: false,
     },
     Suite {
         name: "seeds",
         about: "configurations and command lines found in the wild",
-        arguments: &["-p", "lab", "--test", "seeds"],
+        arguments: &["--workspace", "--test", "seeds"],
         shown: false,
     },
     Suite {
         name: "reach",
         about: "flannelctl lab up: vxlan and host-gw, both registries, full-size packets; Ctrl-C",
-        arguments: &["-p", "lab", "--test", "reach"],
+        arguments: &["--workspace", "--test", "reach"],
         shown: false,
     },
     Suite {
         name: "repair",
         about: "objects broken by hand, and the time until they are back",
-        arguments: &["-p", "lab", "--test", "repair"],
+        arguments: &["--workspace", "--test", "repair"],
         shown: true,
     },
     Suite {
         name: "restart",
         about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
-        arguments: &["-p", "lab", "--test", "restart"],
+        arguments: &["--workspace", "--test", "restart"],
         shown: false,
     },
     Suite {
         name: "crowd",
         about: "200 daemons started at once on one etcd",
-        arguments: &["-p", "lab", "--test", "crowd"],
+        arguments: &["--workspace", "--test", "crowd"],
         shown: true,
     },
     Suite {
         name: "documents",
         about: "the commands shown in the documents",
-        arguments: &["-p", "lab", "--test", "documents"],
+        arguments: &["--workspace", "--test", "documents"],
         shown: false,
     },
 ];
@@ -126,8 +132,9 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     }
     check_machine()?;
     ensure(&[LAB, ETCD, TESTS])?;
-    // Compiled first and together, so that no suite's time is a compiler's.
-    build("dev")?;
+    // Compiled first and together, so that no suite's time is a compiler's. Always the whole workspace: a part of it would have
+    // other features of its dependencies, which are then compiled once more.
+    run_command(&mut cargo(&["build", "--locked", "--workspace", "--bins"]))?;
     run_command(&mut cargo(&[
         "test",
         "--locked",

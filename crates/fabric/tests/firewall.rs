@@ -238,7 +238,11 @@ fn iptables_when_two_daemons_share_a_host_both_settle_and_leave_alone() {
             "{}",
             host.program
         );
-        let elsewhere = if host.family == Family::V4 { "10.77.0.0/16" } else { "fd77::/48" };
+        let elsewhere = if host.family == Family::V4 {
+            "10.77.0.0/16"
+        } else {
+            "fd77::/48"
+        };
         host.run(&format!(
             "-t nat -I FLANNEL-POSTRTG 2 -s {elsewhere} -p udp --dport 53 -m comment --comment mine -j RETURN"
         ));

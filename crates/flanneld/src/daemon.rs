@@ -77,7 +77,11 @@ impl Daemon {
         let mailbox = Mailbox::new().context("making the engine's letter box")?;
         let off = !options.masquerade && !options.forward_rules;
         let firewall_state = Firewall {
-            state: if off { FirewallState::Off } else { FirewallState::Pending },
+            state: if off {
+                FirewallState::Off
+            } else {
+                FirewallState::Pending
+            },
             ..Firewall::default()
         };
         let truth = Truth::new(reporter.clone(), registry.states(), prefix, firewall_state);
@@ -86,10 +90,22 @@ impl Daemon {
         let on_underlay = Box::new(move || notify.notify_one());
         let engine = Engine::new(Arc::clone(&mailbox), reporter.clone(), on_underlay, seed())
             .context("opening the engine's netlink sockets")?;
-        std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run()).context("starting the engine")?;
-        let firewall = firewall::start(&options, truth.firewall().clone(), reporter).context("starting the firewall's thread")?;
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || engine.run())
+            .context("starting the engine")?;
+        let firewall = firewall::start(&options, truth.firewall().clone(), reporter)
+            .context("starting the firewall's thread")?;
         let state_dir = StateDir::for_subnet_file(&options.subnet_file);
-        Ok(Daemon { options, registry, truth, mailbox, state_dir, underlay_changed, firewall })
+        Ok(Daemon {
+            options,
+            registry,
+            truth,
+            mailbox,
+            state_dir,
+            underlay_changed,
+            firewall,
+        })
     }
 
     /// What the daemon says about itself.
@@ -123,19 +139,29 @@ impl Daemon {
         let observed = observe_links(&ground)?;
         let attributes = |subnet: &Subnet, own: Option<&Attributes>| {
             let identity = ground.backend.identity(&ground.network, subnet, &observed, own);
-            ground.backend.attributes(&ground.network, &ground.underlay, &identity)
+            ground
+                .backend
+                .attributes(&ground.network, &ground.underlay, &identity)
         };
         let wanted = Wanted {
             config: &ground.network,
-            me: PublicIps { v4: ground.underlay.public4, v6: ground.underlay.public6 },
+            me: PublicIps {
+                v4: ground.underlay.public4,
+                v6: ground.underlay.public6,
+            },
             previous: previous_subnet(&ground.network, &previous_file, &state),
             attributes: &attributes,
         };
         let held = self.acquire(&wanted).await;
         let subnet = held.lease.subnet;
         let identity =
-            ground.backend.identity(&ground.network, &subnet, &observed, Some(&held.lease.attributes));
-        info!("holding subnet {subnet}{}", if held.reused { ", ours before" } else { "" });
+            ground
+                .backend
+                .identity(&ground.network, &subnet, &observed, Some(&held.lease.attributes));
+        info!(
+            "holding subnet {subnet}{}",
+            if held.reused { ", ours before" } else { "" }
+        );
         for other in &held.also_ours {
             warn!("the registry has a further lease with our public address: {other}; it is left alone");
         }
@@ -150,7 +176,10 @@ impl Daemon {
         self.state_dir.save(&state);
         drop(state);
         self.set_up(&ground, subnet, identity, former.clone())?;
-        let former = Former { leases: BTreeMap::new(), ..former };
+        let former = Former {
+            leases: BTreeMap::new(),
+            ..former
+        };
 
         let sink = |update: Update| self.mailbox.update(update);
         let report = |holding: Holding| self.note(subnet, holding);
@@ -172,9 +201,11 @@ impl Daemon {
                         self.truth.update(|situation| situation.config_missing = false);
                         return network;
                     }
-                    Err(refused @ (ConfigError::Json(_) | ConfigError::NoFamily | ConfigError::Incoherent { .. })) => {
-                        (refused.to_string(), true)
-                    }
+                    Err(
+                        refused @ (ConfigError::Json(_)
+                        | ConfigError::NoFamily
+                        | ConfigError::Incoherent { .. }),
+                    ) => (refused.to_string(), true),
                 },
                 Err(missing @ RegistryError::NotFound { .. }) => (missing.to_string(), true),
                 Err(failure) => (failure.to_string(), false),
@@ -194,7 +225,13 @@ impl Daemon {
                 Ok(selected) => {
                     let underlay = selected.underlay();
                     let mtu = backend.mtu(&network, &underlay)?;
-                    return Ok(Ground { network, backend, underlay, warnings: selected.warnings, mtu });
+                    return Ok(Ground {
+                        network,
+                        backend,
+                        underlay,
+                        warnings: selected.warnings,
+                        mtu,
+                    });
                 }
                 Err(failure) => self.truth.wait_for(failure.to_string()),
             }
@@ -214,7 +251,13 @@ impl Daemon {
     }
 
     /// Hands engine and firewall what they work on.
-    fn set_up(&self, ground: &Ground, subnet: Subnet, identity: Identity, former: Former) -> anyhow::Result<()> {
+    fn set_up(
+        &self,
+        ground: &Ground,
+        subnet: Subnet,
+        identity: Identity,
+        former: Former,
+    ) -> anyhow::Result<()> {
         let node = Node {
             network: ground.network.clone(),
             underlay: ground.underlay.clone(),
@@ -222,7 +265,11 @@ impl Daemon {
             identity,
             direct: BTreeMap::new(),
         };
-        let networks: Vec<_> = node.network.families().filter_map(|f| Some(node.network.space(f)?.network)).collect();
+        let networks: Vec<_> = node
+            .network
+            .families()
+            .filter_map(|f| Some(node.network.space(f)?.network))
+            .collect();
         let mut ownership = Ownership {
             links: ground.backend.links(&node.network),
             networks: networks.clone(),
@@ -272,19 +319,26 @@ impl Daemon {
                 Ok(selected) => selected,
                 // The link may be gone for a moment; the engine keeps trying what can be tried without it.
                 Err(failure) => {
-                    self.truth.update(|situation| situation.lease_trouble = Some(format!("underlay: {failure}")));
+                    self.truth
+                        .update(|situation| situation.lease_trouble = Some(format!("underlay: {failure}")));
                     continue;
                 }
             };
             self.truth.update(|situation| {
-                situation.lease_trouble.take_if(|trouble| trouble.starts_with("underlay:"));
+                situation
+                    .lease_trouble
+                    .take_if(|trouble| trouble.starts_with("underlay:"));
             });
             let underlay = selected.underlay();
             if underlay == current {
                 continue;
             }
             if (underlay.public4, underlay.public6) != (current.public4, current.public6) {
-                return Ok(format!("from {} to {}", addresses(&current), addresses(&underlay)));
+                return Ok(format!(
+                    "from {} to {}",
+                    addresses(&current),
+                    addresses(&underlay)
+                ));
             }
             let mtu = match ground.backend.mtu(&ground.network, &underlay) {
                 Ok(mtu) => mtu,
@@ -293,7 +347,12 @@ impl Daemon {
                     continue;
                 }
             };
-            info!("underlay changed: {} MTU {} ({})", underlay.link, underlay.mtu, addresses(&underlay));
+            info!(
+                "underlay changed: {} MTU {} ({})",
+                underlay.link,
+                underlay.mtu,
+                addresses(&underlay)
+            );
             let ground = Ground {
                 network: ground.network.clone(),
                 backend: plan::backend(&ground.network.backend)?,
@@ -332,8 +391,11 @@ impl Daemon {
             warn!("{warning}");
         }
         self.truth.update(|situation| {
-            situation.networks =
-                ground.network.families().filter_map(|f| Some(ground.network.space(f)?.network)).collect();
+            situation.networks = ground
+                .network
+                .families()
+                .filter_map(|f| Some(ground.network.space(f)?.network))
+                .collect();
             situation.backend = ground.backend.name().to_owned();
             situation.mtu = ground.mtu;
             situation.underlay = Some(fabric::status::Underlay {
@@ -354,8 +416,15 @@ impl Daemon {
                     situation.lease_trouble = None;
                 });
             }
-            Holding::Failing { error, expires, retry_in } => {
-                warn!("lease {subnet} could not be renewed: {error}; next try in {} s", retry_in.as_secs());
+            Holding::Failing {
+                error,
+                expires,
+                retry_in,
+            } => {
+                warn!(
+                    "lease {subnet} could not be renewed: {error}; next try in {} s",
+                    retry_in.as_secs()
+                );
                 let ended = expires.is_some_and(|at| at <= tokio::time::Instant::now());
                 self.truth.update(|situation| {
                     situation.lease_trouble = ended.then(|| format!("lease {subnet} has expired: {error}"));
@@ -380,11 +449,19 @@ impl Daemon {
 }
 
 fn own_lease(subnet: Subnet, expires: Option<tokio::time::Instant>) -> OwnLease {
-    OwnLease { subnet: subnet.to_string(), expires: expires.map(wall_clock), reservation: expires.is_none() }
+    OwnLease {
+        subnet: subnet.to_string(),
+        expires: expires.map(wall_clock),
+        reservation: expires.is_none(),
+    }
 }
 
 fn addresses(underlay: &Underlay) -> String {
-    let all: Vec<String> = Family::BOTH.iter().filter_map(|f| underlay.public(*f)).map(|ip| ip.to_string()).collect();
+    let all: Vec<String> = Family::BOTH
+        .iter()
+        .filter_map(|f| underlay.public(*f))
+        .map(|ip| ip.to_string())
+        .collect();
     all.join(", ")
 }
 
@@ -405,7 +482,10 @@ fn v6(net: Option<IpNet>) -> Option<ipnet::Ipv6Net> {
 /// The devices of the plan as they are now: an identity is first of all what the device has.
 fn observe_links(ground: &Ground) -> anyhow::Result<Objects> {
     let links = ground.backend.links(&ground.network);
-    let mut kernel = Kernel::open(Interest { links, networks: Vec::new() })?;
+    let mut kernel = Kernel::open(Interest {
+        links,
+        networks: Vec::new(),
+    })?;
     kernel.observe(Scope::All)?;
     Ok(kernel.objects().clone())
 }
@@ -431,24 +511,41 @@ impl Former {
     /// What the record has beyond the present.
     fn take(state: &State, ground: &Ground) -> Former {
         let links = ground.backend.links(&ground.network);
-        let networks: Vec<IpNet> =
-            ground.network.families().filter_map(|f| Some(ground.network.space(f)?.network)).collect();
+        let networks: Vec<IpNet> = ground
+            .network
+            .families()
+            .filter_map(|f| Some(ground.network.space(f)?.network))
+            .collect();
         Former {
-            links: state.former_links().filter(|link| !links.contains(link)).collect(),
-            networks: state.former_networks().filter(|network| !networks.contains(network)).collect(),
+            links: state
+                .former_links()
+                .filter(|link| !links.contains(link))
+                .collect(),
+            networks: state
+                .former_networks()
+                .filter(|network| !networks.contains(network))
+                .collect(),
             leases: state.former_leases(),
         }
     }
 }
 
 fn remember_networks(state: &mut State, ground: &Ground, previous: &Previous) {
-    let now = ground.network.families().filter_map(|f| Some(ground.network.space(f)?.network));
-    let before = [previous.network.map(Into::into), previous.network6.map(Into::into)];
+    let now = ground
+        .network
+        .families()
+        .filter_map(|f| Some(ground.network.space(f)?.network));
+    let before = [
+        previous.network.map(Into::into),
+        previous.network6.map(Into::into),
+    ];
     state.add_networks(now.chain(before.into_iter().flatten()));
 }
 
 /// Spreads the timers of many hosts that start at once.
 fn seed() -> u64 {
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    let time = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.subsec_nanos());
     u64::from(time) ^ (u64::from(std::process::id()) << 32)
 }

@@ -46,16 +46,25 @@ impl Subject for Whole {
             peers: count(standing.peers),
             peers_failed: count(standing.failed_peers),
             rejected: count(status.rejected.len()),
-            objects: standing.objects.iter().map(|(kind, n)| ((*kind).to_owned(), count(*n))).collect(),
+            objects: standing
+                .objects
+                .iter()
+                .map(|(kind, n)| ((*kind).to_owned(), count(*n)))
+                .collect(),
             conflicts: count(status.conflicts.len()),
-            repairs: counters.repairs().into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect(),
+            repairs: counters
+                .repairs()
+                .into_iter()
+                .map(|(kind, n)| (kind.to_owned(), n))
+                .collect(),
             operations: counters
                 .ops()
                 .into_iter()
                 .map(|((verb, outcome), n)| ((verb.to_owned(), outcome.to_owned()), n))
                 .collect(),
             applies: counters.applies.load(Ordering::Relaxed),
-            apply_seconds: std::time::Duration::from_micros(counters.apply_micros.load(Ordering::Relaxed)).as_secs_f64(),
+            apply_seconds: std::time::Duration::from_micros(counters.apply_micros.load(Ordering::Relaxed))
+                .as_secs_f64(),
             heartbeat_age_seconds: self.truth.reporter().silence().as_secs_f64(),
             registry_connected: status.registry.state == RegistryState::Connected,
             registry_revision: status.registry.revision,
@@ -86,7 +95,10 @@ impl Subject for Whole {
             if let Some(waiting) = self.truth.situation().waiting {
                 return Err(format!("nothing to plan yet: {waiting}"));
             }
-            self.mailbox.ask(Command::Plan).await.ok_or_else(|| "the engine does not answer".to_owned())
+            self.mailbox
+                .ask(Command::Plan)
+                .await
+                .ok_or_else(|| "the engine does not answer".to_owned())
         })
     }
 

@@ -60,10 +60,20 @@ pub enum ExecError {
 }
 
 /// Runs a program to its end, whatever that is.
-pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A], stdin: &str, after: Duration) -> Result<Output, ExecError> {
+pub fn run<A: AsRef<OsStr>>(
+    program: &str,
+    arguments: &[A],
+    stdin: &str,
+    after: Duration,
+) -> Result<Output, ExecError> {
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => ExecError::NotFound { program: program.to_owned() },
-        _ => ExecError::Io { program: program.to_owned(), source },
+        io::ErrorKind::NotFound => ExecError::NotFound {
+            program: program.to_owned(),
+        },
+        _ => ExecError::Io {
+            program: program.to_owned(),
+            source,
+        },
     };
     let mut child = Command::new(program)
         .args(arguments)
@@ -85,23 +95,46 @@ pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A], stdin: &str, after: 
         let errors = scope.spawn(move || drain(errors));
         let output = scope.spawn(move || drain(output));
         let status = wait(&mut child, until);
-        let (stdout, stderr) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
+        let (stdout, stderr) = (
+            output.join().unwrap_or_default(),
+            errors.join().unwrap_or_default(),
+        );
         match status.map_err(failed)? {
-            Some(status) => Ok(Output { status, stdout, stderr }),
-            None => Err(ExecError::Timeout { program: program.to_owned(), after }),
+            Some(status) => Ok(Output {
+                status,
+                stdout,
+                stderr,
+            }),
+            None => Err(ExecError::Timeout {
+                program: program.to_owned(),
+                after,
+            }),
         }
     })
 }
 
 /// Runs a program that must succeed; its standard output.
-pub fn read<A: AsRef<OsStr>>(program: &str, arguments: &[A], stdin: &str, after: Duration) -> Result<String, ExecError> {
+pub fn read<A: AsRef<OsStr>>(
+    program: &str,
+    arguments: &[A],
+    stdin: &str,
+    after: Duration,
+) -> Result<String, ExecError> {
     let output = run(program, arguments, stdin, after)?;
     if output.status.success() {
         return Ok(output.stdout);
     }
     let words = output.stderr.trim();
-    let reason = if words.is_empty() { output.status.to_string() } else { words.replace('\n', "; ") };
-    Err(ExecError::Failed { program: program.to_owned(), reason, code: output.status.code() })
+    let reason = if words.is_empty() {
+        output.status.to_string()
+    } else {
+        words.replace('\n', "; ")
+    };
+    Err(ExecError::Failed {
+        program: program.to_owned(),
+        reason,
+        code: output.status.code(),
+    })
 }
 
 fn drain(from: Option<impl Read>) -> String {

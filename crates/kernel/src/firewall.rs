@@ -50,7 +50,9 @@ pub fn iptables_restore(family: Family, payload: &str) -> Result<(), ExecError> 
 pub fn nft_list(table: &str) -> Result<String, ExecError> {
     let arguments: Vec<&str> = ["list", "table"].into_iter().chain(table.split(' ')).collect();
     match exec::read("nft", &arguments, "", PATIENCE) {
-        Err(ExecError::Failed { reason, .. }) if reason.contains("No such file or directory") => Ok(String::new()),
+        Err(ExecError::Failed { reason, .. }) if reason.contains("No such file or directory") => {
+            Ok(String::new())
+        }
         other => other,
     }
 }

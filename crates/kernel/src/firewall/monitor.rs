@@ -130,14 +130,24 @@ fn concerns(places: &[Place], reply: &Reply<'_>) -> bool {
         Some([10]) => Family::V6,
         _ => return false,
     };
-    let name = |kind: u16| reply.attributes(NFGENMSG).find(|a| a.kind == kind).and_then(|a| a.text());
+    let name = |kind: u16| {
+        reply
+            .attributes(NFGENMSG)
+            .find(|a| a.kind == kind)
+            .and_then(|a| a.text())
+    };
     let Some(table) = name(TABLE) else { return false };
-    let mut here = places.iter().filter(|place| place.family == family && place.table == table).peekable();
+    let mut here = places
+        .iter()
+        .filter(|place| place.family == family && place.table == table)
+        .peekable();
     if here.peek().is_none() {
         return false;
     }
     match chain_attribute.map(name) {
         None => true,
-        Some(chain) => here.any(|place| place.chains.is_empty() || chain.is_some_and(|c| place.chains.contains(&c))),
+        Some(chain) => {
+            here.any(|place| place.chains.is_empty() || chain.is_some_and(|c| place.chains.contains(&c)))
+        }
     }
 }

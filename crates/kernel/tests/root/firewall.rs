@@ -8,7 +8,11 @@ use kernel::firewall::monitor::{Monitor, Place};
 use crate::scratch::Scratch;
 
 fn place() -> Place {
-    Place { family: Family::V4, table: "nat", chains: &["FLANNEL-POSTRTG", "POSTROUTING"] }
+    Place {
+        family: Family::V4,
+        table: "nat",
+        chains: &["FLANNEL-POSTRTG", "POSTROUTING"],
+    }
 }
 
 /// A monitor inside a namespace, and how to run programs there.
@@ -23,12 +27,20 @@ fn inside() -> (Scratch, Monitor) {
 fn run(line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn feed(script: &str) {
     use std::io::Write;
-    let mut child = Command::new("nft").args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
 }
