@@ -150,7 +150,6 @@ fn ports_when_added_by_one_are_removed_by_the_other_and_look_the_same() {
     for more in [
         "",
         r#","snat":false"#,
-        r#","masqAll":true"#,
         r#","markMasqBit":7"#,
         r#","externalSetMarkChain":"KUBE-MARK-MASQ""#,
         r#","conditionsV4":["!","-d","192.0.2.0/24"]"#,
