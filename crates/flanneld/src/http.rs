@@ -71,6 +71,13 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+impl BindError {
+    /// Whether somebody else has the port.
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == std::io::ErrorKind::AddrInUse
+    }
+}
+
 /// Takes the health port. `--healthz-ip` may be empty (all addresses of both families) or a name.
 pub fn bind(health: &Health) -> Result<StdListener, BindError> {
     let failed = |source| BindError {

@@ -22,6 +22,11 @@ const WAITING_PERIOD: Duration = Duration::from_secs(10);
 /// The engine comes round every five seconds at the latest; silent for longer, it is stuck.
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(20);
 
+/// A predecessor that was just killed has its port and its socket until its last thread has left the kernel.
+const PREDECESSOR_ENDS: Duration = Duration::from_secs(2);
+/// How often it is looked whether it has.
+const PREDECESSOR_LOOK: Duration = Duration::from_millis(20);
+
 /// Requests that are being answered when the end comes have this long.
 const STOPPING: Duration = Duration::from_secs(3);
 
@@ -56,8 +61,13 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
     let prefix = options.etcd.prefix.clone();
     let registry: Arc<dyn Registry> = Arc::new(registry::Etcd3::new(&etcd_options(&options))?);
     // First of all the places where one can be asked: whoever waits for something must be able to say for what.
-    let health = options.health.as_ref().map(http::bind).transpose()?;
-    let (socket, _socket) = match socket::take(&socket::path_for(&options.subnet_file)) {
+    let health = match &options.health {
+        Some(health) => Some(after_predecessor(|| http::bind(health), http::BindError::is_in_use).await?),
+        None => None,
+    };
+    let path = socket::path_for(&options.subnet_file);
+    let is_taken = |failure: &SocketError| matches!(failure, SocketError::Taken { .. });
+    let (socket, _socket) = match after_predecessor(|| socket::take(&path), is_taken).await {
         Ok((listener, socket)) => (Some(listener), Some(socket)),
         // Two daemons with one subnet file would write over each other.
         Err(taken @ SocketError::Taken { .. }) => return Err(taken.into()),
@@ -131,6 +141,22 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
     stop.send_replace(true);
     let _ = tokio::time::timeout(STOPPING, doors).await;
     exit
+}
+
+/// Tries again for a while where somebody may be about to leave the place.
+async fn after_predecessor<T, E>(
+    attempt: impl Fn() -> Result<T, E>,
+    may_leave: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let end = tokio::time::Instant::now() + PREDECESSOR_ENDS;
+    loop {
+        match attempt() {
+            Err(failure) if may_leave(&failure) && tokio::time::Instant::now() < end => {
+                tokio::time::sleep(PREDECESSOR_LOOK).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn etcd_options(options: &crate::flags::Options) -> registry::etcd3::Options {

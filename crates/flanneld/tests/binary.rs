@@ -6,7 +6,11 @@
     reason = "a failed test is a panic"
 )]
 
-use std::process::{Command, Output, Stdio};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn flanneld(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flanneld"))
@@ -78,7 +82,7 @@ fn flanneld_when_standard_error_is_closed_does_not_panic() {
 fn flanneld_when_its_port_or_socket_is_taken_says_so_and_ends_with_one() {
     let folder = tempfile::tempdir().unwrap();
     let subnet_file = format!("--subnet-file={}/subnet.env", folder.path().display());
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let output = flanneld(&[
         &subnet_file,
@@ -93,7 +97,7 @@ fn flanneld_when_its_port_or_socket_is_taken_says_so_and_ends_with_one() {
         "{last}"
     );
 
-    let _other = std::os::unix::net::UnixListener::bind(folder.path().join("subnet.env.sock")).unwrap();
+    let _other = UnixListener::bind(folder.path().join("subnet.env.sock")).unwrap();
     let output = flanneld(&[&subnet_file]);
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -106,4 +110,55 @@ fn flanneld_when_its_port_or_socket_is_taken_says_so_and_ends_with_one() {
     );
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "nothing but the other's socket: {left:?}");
+}
+
+/// A daemon that is ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn flanneld_when_a_killed_predecessor_is_still_leaving_waits_for_its_port_and_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("subnet.env.sock");
+    let port_of_the_dying = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port_of_the_dying.local_addr().unwrap().port();
+    let socket_of_the_dying = UnixListener::bind(&socket).unwrap();
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let mut running = Running(
+        Command::new(env!("CARGO_BIN_EXE_flanneld"))
+            .arg(format!("--subnet-file={}/subnet.env", folder.path().display()))
+            .args(["--healthz-ip=127.0.0.1", &format!("--healthz-port={port}")])
+            .arg("--etcd-endpoints=http://127.0.0.1:1")
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap(),
+    );
+    // However long it takes to start, it finds the port taken; should it find it free, the test shows less and passes.
+    std::thread::sleep(Duration::from_millis(300));
+    drop(port_of_the_dying);
+    std::thread::sleep(Duration::from_millis(300));
+    drop(socket_of_the_dying);
+
+    let answers = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        Ok(reply.starts_with("HTTP/1.") && UnixStream::connect(&socket).is_ok())
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while !answers().unwrap_or(false) {
+        let said = || std::fs::read_to_string(folder.path().join("log")).unwrap();
+        assert_eq!(running.0.try_wait().unwrap(), None, "it ended: {}", said());
+        assert!(Instant::now() < end, "nobody answers: {}", said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
