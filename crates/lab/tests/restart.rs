@@ -72,6 +72,11 @@ fn restart_changes_nothing_in_the_kernel() {
     for backend in [json!({ "Type": "vxlan" }), json!({ "Type": "host-gw" })] {
         let mut rig = Rig::start(&Wish::new(backend.clone()).hosts(3)).unwrap();
         healthy(&rig);
+        // The kernel's own link-local addresses become valid a second or two after their devices came up.
+        rig.settle("no tentative address", &String::new(), |lab| {
+            lab.host(1).ip(&["-6", "addr", "show", "tentative"])
+        })
+        .unwrap();
         let before = picture(rig.lab.host(1)).unwrap();
         let leases = rig.lab.leases().unwrap();
         let monitor = Monitor::start(rig.lab.host(1), "restart").unwrap();
