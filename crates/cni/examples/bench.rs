@@ -269,42 +269,97 @@ fn crowd(figures: &mut Figures, name: &str, subject: &Subject<'_>, rounds: usize
     Ok(())
 }
 
-/// Executed programs and started threads of one operation, seen by strace.
+/// A port of the host on top of the chain: both plugins in turn, as a runtime calls them.
+fn ports(
+    figures: &mut Figures,
+    name: &str,
+    link: &Subject<'_>,
+    portmap: &Subject<'_>,
+    rounds: usize,
+) -> Outcome<()> {
+    let (mut adds, mut dels) = (Series::default(), Series::default());
+    let id = container(7);
+    let prepare = || -> Outcome<()> {
+        let result = std::fs::read_to_string(link.room.file("out-0"))?;
+        std::fs::write(
+            &portmap.config,
+            format!(
+                r#"{{"cniVersion":"0.3.1","name":"cbr0","type":"portmap","capabilities":{{"portMappings":true}},"runtimeConfig":{{"portMappings":[{{"hostPort":20000,"containerPort":80,"protocol":"tcp"}}]}},"prevResult":{result}}}"#
+            ),
+        )?;
+        Ok(())
+    };
+    for i in 0..=rounds {
+        let add = link.once("ADD", 0, &id)?;
+        prepare()?;
+        let add = add + portmap.once("ADD", 0, &id)?;
+        let del = portmap.once("DEL", 0, &id)?;
+        let del = del + link.once("DEL", 0, &id)?;
+        // The first makes the chains that all share.
+        if i > 0 {
+            adds.push(add);
+            dels.push(del);
+        }
+    }
+    figures.insert(format!("{name}.port.add.p50_ms"), adds.at(0.5));
+    figures.insert(format!("{name}.port.del.p50_ms"), dels.at(0.5));
+    link.once("ADD", 0, &id)?;
+    prepare()?;
+    for (verb, key) in [("ADD", "add"), ("DEL", "del")] {
+        let trace = trace(portmap, verb, 0, &id)?;
+        figures.insert(
+            format!("{name}.port.{key}.portmap_execs"),
+            count_of(&trace, &["execve"]),
+        );
+    }
+    link.once("DEL", 0, &id)?;
+    Ok(())
+}
+
+/// The system calls of one operation and its children, seen by strace; lines of process, call.
+fn trace(subject: &Subject<'_>, verb: &str, pod: usize, id: &str) -> Outcome<String> {
+    let log = subject.room.file("trace");
+    let netns = format!("/run/netns/{}", subject.room.pod(pod));
+    let status = Command::new("strace")
+        .args(["-f", "-qq", "-o"])
+        .arg(&log)
+        .arg(&subject.program)
+        .env_clear()
+        .envs([
+            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", id),
+            ("CNI_NETNS", &netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", &subject.plugins.display().to_string()),
+        ])
+        .stdin(File::open(&subject.config)?)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    if !status.success() {
+        return Err(format!("strace of {} {verb} failed", subject.program.display()).into());
+    }
+    Ok(std::fs::read_to_string(&log)?)
+}
+
+fn count_of(trace: &str, wanted: &[&str]) -> f64 {
+    let call = |line: &str| line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+    // One that fails is a search of the path, not a program.
+    let hit =
+        |line: &&str| !line.ends_with(')') && wanted.iter().any(|w| call(line).starts_with(&format!("{w}(")));
+    trace.lines().filter(hit).count() as f64
+}
+
+/// Programs executed, threads and processes started, and system calls of one operation.
 fn count_calls(figures: &mut Figures, name: &str, subject: &Subject<'_>) -> Outcome<()> {
     subject.once("ADD", 1, &container(1))?;
     for (verb, key) in [("ADD", "add"), ("DEL", "del")] {
-        let log = subject.room.file("trace");
-        let netns = format!("/run/netns/{}", subject.room.pod(0));
-        let status = Command::new("strace")
-            .args(["-f", "-qq", "-o"])
-            .arg(&log)
-            .arg(&subject.program)
-            .env_clear()
-            .envs([
-                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-                ("CNI_COMMAND", verb),
-                ("CNI_CONTAINERID", &container(0)),
-                ("CNI_NETNS", &netns),
-                ("CNI_IFNAME", "eth0"),
-                ("CNI_PATH", &subject.plugins.display().to_string()),
-            ])
-            .stdin(File::open(&subject.config)?)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?;
-        if !status.success() {
-            return Err(format!("strace of {} {verb} failed", subject.program.display()).into());
-        }
-        let trace = std::fs::read_to_string(&log)?;
-        let count = |wanted: &[&str]| {
-            let call = |line: &str| line.split_whitespace().nth(1).unwrap_or_default().to_owned();
-            let hit = |line: &&str| wanted.iter().any(|w| call(line).starts_with(&format!("{w}(")));
-            trace.lines().filter(hit).count() as f64
-        };
-        figures.insert(format!("{name}.{key}.execs"), count(&["execve"]));
+        let trace = trace(subject, verb, 0, &container(0))?;
+        figures.insert(format!("{name}.{key}.execs"), count_of(&trace, &["execve"]));
         figures.insert(
             format!("{name}.{key}.children"),
-            count(&["clone", "clone3", "fork", "vfork"]),
+            count_of(&trace, &["clone", "clone3", "fork", "vfork"]),
         );
         figures.insert(format!("{name}.{key}.syscalls"), trace.lines().count() as f64);
     }
@@ -402,6 +457,15 @@ fn run(options: &Options) -> Outcome<()> {
         config: room.file("bridge.json"),
         plugins: options.go.clone(),
     };
+    std::fs::copy(&ours.program, room.file("bin/portmap"))?;
+    let port = |program: PathBuf, plugins: PathBuf| Subject {
+        room: &room,
+        program,
+        config: room.file("portmap.json"),
+        plugins,
+    };
+    let our_ports = port(room.file("bin/portmap"), room.file("bin"));
+    let go_ports = port(options.go.join("portmap"), options.go.clone());
     let mut figures = Figures::new();
     let mut floor = Series::default();
     for _ in 0..50 {
@@ -423,6 +487,7 @@ fn run(options: &Options) -> Outcome<()> {
     dellink(&mut figures, &room, options.operations.min(100))?;
     count_calls(&mut figures, "ours", &ours)?;
     crowd(&mut figures, "ours", &ours, 5)?;
+    ports(&mut figures, "ours", &ours, &our_ports, 20)?;
     room.clear()?;
     populate(&room)?;
     sequential(&mut figures, "ours_with_4000", &ours, options.operations.min(100))?;
@@ -430,6 +495,7 @@ fn run(options: &Options) -> Outcome<()> {
     sequential(&mut figures, "go_bridge", &go, options.operations.min(100))?;
     count_calls(&mut figures, "go_bridge", &go)?;
     crowd(&mut figures, "go_bridge", &go, 2)?;
+    ports(&mut figures, "go_bridge", &go, &go_ports, 10)?;
     room.clear()?;
     derive(&mut figures);
 
