@@ -13,6 +13,7 @@ pub mod files;
 pub mod flannel;
 pub mod gc;
 pub mod host_local;
+pub mod inventory;
 pub mod json;
 pub mod loopback;
 pub mod netfilter;

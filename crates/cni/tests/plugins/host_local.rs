@@ -167,3 +167,65 @@ fn id_only_files_when_left_by_old_versions_are_found_and_released() {
     run(&mut host, "DEL", ID, SMALL, "").ok();
     assert_eq!(host.reservations("net"), []);
 }
+
+#[test]
+fn inventory_when_containers_are_gone_knows_their_addresses_for_garbage() {
+    use cni::inventory::{State, collect, list};
+    let mut host = Host::new();
+    for (i, id) in ["alive", "dead", "young"].into_iter().enumerate() {
+        let stdin = host.config("cbr0", "");
+        let call = Call {
+            container: id,
+            netns: host.pod(i),
+            ..host.call("flannel", "ADD", stdin)
+        };
+        host.run(&call).ok();
+    }
+    // Their namespaces are gone without a DEL; one reservation is old enough to be sure.
+    host.pod_ip(1, &["link", "del", "eth0"]);
+    host.pod_ip(2, &["link", "del", "eth0"]);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for address in ["10.244.7.2", "10.244.7.3"] {
+        let file = std::fs::File::options()
+            .append(true)
+            .open(host.path(&format!("networks/cbr0/{address}")))
+            .unwrap();
+        file.set_modified(old).unwrap();
+    }
+    let data_dir = host.path("networks");
+    let states = |data_dir: &str| -> Vec<(String, State)> {
+        list(data_dir)
+            .unwrap()
+            .into_iter()
+            .map(|r| (r.owner.container, r.state))
+            .collect()
+    };
+    let expected = [
+        ("alive", State::Alive),
+        ("dead", State::Garbage),
+        ("young", State::Young),
+    ];
+    assert_eq!(
+        states(&data_dir),
+        expected.map(|(id, state)| (id.to_owned(), state))
+    );
+    let freed: Vec<String> = collect(&data_dir)
+        .unwrap()
+        .into_iter()
+        .map(|r| r.owner.container)
+        .collect();
+    assert_eq!(freed, ["dead"]);
+    assert_eq!(states(&data_dir).len(), 2);
+    assert!(collect(&data_dir).unwrap().is_empty());
+    // The index knows: the dead one's late DEL finds nothing, the others' find theirs.
+    for (i, id) in ["alive", "dead", "young"].into_iter().enumerate() {
+        let stdin = host.config("cbr0", "");
+        let call = Call {
+            container: id,
+            netns: host.pod(i),
+            ..host.call("flannel", "DEL", stdin)
+        };
+        host.run(&call).ok();
+    }
+    host.assert_nothing_left("cbr0");
+}
