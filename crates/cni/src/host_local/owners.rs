@@ -89,6 +89,10 @@ impl Owners {
     /// Notes what the owner holds; false when that could not be noted.
     #[must_use]
     pub fn set(&mut self, owner: &Owner, held: &[IpAddr]) -> bool {
+        if held.is_empty() {
+            self.forget(owner);
+            return true;
+        }
         if !Owners::can_name(owner) || !self.make() {
             return false;
         }
