@@ -1,7 +1,14 @@
 //! portmap: live forwarding, many at once, beside Go's plugin, and what a repeated ADD leaves (C2, W-18).
 
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use cni::portmap::conntrack::forget_udp;
+use kernel::netns::Netns;
 use serde_json::Value;
 
 use crate::rig::{Call, GO_PLUGINS, Host, ID};
@@ -18,37 +25,55 @@ fn chained(host: &mut Host, verb: &'static str, result: &Value, more: &str) -> C
 
 const TCP: &str = r#"{"hostPort":8080,"containerPort":80,"protocol":"tcp"}"#;
 
-/// Answers one TCP connection on port 80 of pod 0 with a word.
-fn serve(host: &Host) -> std::process::Child {
-    let script = "import socket\ns=socket.socket(socket.AF_INET6)\ns.setsockopt(41,26,0)\ns.bind(('::',80))\ns.listen(9)\nprint('ready',flush=True)\nwhile 1:\n c,a=s.accept();c.sendall(b'pong');c.close()";
-    let mut child = Command::new("nsenter")
-        .args([
-            &format!("--net=/run/netns/{}-0", host.name),
-            "python3",
-            "-c",
-            script,
-        ])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    std::io::BufRead::read_line(
-        &mut std::io::BufReader::new(child.stdout.as_mut().unwrap()),
-        &mut line,
-    )
-    .unwrap();
-    child
+fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    Netns::open(format!("/run/netns/{namespace}"))
+        .unwrap()
+        .run(work)
+        .unwrap()
 }
 
+/// Answers TCP connections to port 80 of pod 0 with a word until dropped.
+struct Server(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Server {
+    fn start(host: &Host) -> Server {
+        let listener = inside(&format!("{}-0", host.name), || {
+            TcpListener::bind("[::]:80").unwrap()
+        });
+        listener.set_nonblocking(true).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = over.clone();
+        let thread = std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((mut stream, _)) => drop(stream.write_all(b"pong")),
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Server(over, Some(thread))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        let _ = self.1.take().map(JoinHandle::join);
+    }
+}
+
+/// What a connection from a namespace to port 8080 of an address hears; empty when there is none.
 fn ask(namespace: &str, address: &str) -> String {
-    let script = format!(
-        "import socket\ns=socket.create_connection(('{address}',8080),timeout=5)\nprint(s.recv(9).decode())"
-    );
-    let output = Command::new("nsenter")
-        .args([&format!("--net=/run/netns/{namespace}"), "python3", "-c", &script])
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let address: std::net::IpAddr = address.parse().unwrap();
+    inside(namespace, || {
+        let Ok(mut stream) = TcpStream::connect_timeout(&(address, 8080).into(), Duration::from_secs(5))
+        else {
+            return String::new();
+        };
+        let mut heard = String::new();
+        let _ = stream.read_to_string(&mut heard);
+        heard
+    })
 }
 
 #[test]
@@ -71,7 +96,7 @@ fn ports_when_mapped_answer_from_the_host_its_loopback_the_pod_itself_and_anothe
             result,
             "the previous result is handed on"
         );
-        let mut server = serve(&host);
+        let server = Server::start(&host);
         let (name, pod, other) = (
             host.name.clone(),
             format!("{}-0", host.name),
@@ -90,8 +115,7 @@ fn ports_when_mapped_answer_from_the_host_its_loopback_the_pod_itself_and_anothe
         let del = chained(&mut host, "DEL", &result, &more);
         host.run(&del).ok();
         let after = ask(&name, "10.244.7.1");
-        server.kill().unwrap();
-        server.wait().unwrap();
+        drop(server);
         assert_eq!(answers, ["pong"; 6], "{backend}");
         assert_eq!(after, "", "{backend}");
         checked.ok();
@@ -289,16 +313,26 @@ fn flows_when_udp_began_before_the_mapping_are_forgotten() {
         "-j",
         "DROP",
     ]);
-    let send = "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('127.0.0.1',5555))\ns.sendto(b'x',('127.0.0.1',5353))\ns.sendto(b'x',('127.0.0.1',6363))";
-    host.exec(&["python3", "-c", send]);
-    let flows = |host: &Host| -> usize {
-        let text = host.exec(&["sh", "-c", "cat /proc/net/nf_conntrack 2>/dev/null || true"]);
-        text.lines().filter(|l| l.contains("dport=5353 ")).count()
+    let send = |host: &Host| {
+        inside(&host.name, || {
+            let socket = UdpSocket::bind("127.0.0.1:5555").unwrap();
+            for port in [5353, 6363] {
+                // Nobody listens there, which the second attempt may be told of.
+                let _ = socket.send_to(b"x", ("127.0.0.1", port));
+            }
+        });
     };
-    let before = flows(&host);
+    // How many there are is what forgetting them says: this kernel has no list of flows to read.
+    let forget = |host: &Host, port: u16| inside(&host.name, || forget_udp(false, &[port]).unwrap());
+    send(&host);
+    assert_eq!((forget(&host, 5353), forget(&host, 5353)), (1, 0));
+    send(&host);
     let udp = r#"{"hostPort":5353,"containerPort":53,"protocol":"udp"}"#;
     let add = chained(&mut host, "ADD", &result, &mappings(udp));
-    let answer = host.run(&add).ok();
-    assert_eq!(answer.stderr, "", "listing and deleting flows is possible");
-    assert_eq!(flows(&host), 0, "of {before}");
+    assert_eq!(host.run(&add).ok().stderr, "");
+    assert_eq!(
+        (forget(&host, 5353), forget(&host, 6363)),
+        (0, 1),
+        "only those to the port that was mapped"
+    );
 }
