@@ -5,7 +5,6 @@
 //! rows. What was typed is a [`Raw`]; what it means, checked, is an [`Options`]. Nothing here touches the system:
 //! arguments and variables come in as values, text and exit codes go out as values.
 
-pub mod endpoint;
 pub mod environment;
 pub mod go_value;
 pub mod leftover;
@@ -16,7 +15,6 @@ pub mod table;
 
 use std::ffi::OsString;
 
-pub use endpoint::Endpoint;
 pub use options::{Credentials, EtcdApi, EtcdOptions, Health, Options, Secret};
 pub use parse::{Parsed, Raw, Stop, UsageError};
 pub use table::{Flag, Kind, Section, TABLE};

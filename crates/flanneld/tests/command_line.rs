@@ -75,7 +75,7 @@ fn unit_with_braces_when_started_runs_on_defaults_and_names_what_it_ignored() {
 #[test]
 fn unit_with_braces_and_no_leading_blank_when_started_says_the_cure() {
     let line = refused(&["--ip-masq", ONE_ARGUMENT.trim_start()]);
-    assert!(line.starts_with("invalid --etcd-endpoints="), "{line}");
+    assert!(line.starts_with("invalid --etcd-endpoints: "), "{line}");
     assert!(line.contains("not ${FLANNEL_OPTIONS}"), "{line}");
     let line = refused(&["--ip-masq --etcd-prefix=/x"]);
     assert!(line.contains("not ${FLANNEL_OPTIONS}"), "{line}");

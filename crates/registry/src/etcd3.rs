@@ -90,7 +90,7 @@ impl fmt::Debug for Options {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
     /// `--etcd-endpoints` cannot be read.
-    #[error(transparent)]
+    #[error("etcd-endpoints: {0}")]
     Endpoints(#[from] EndpointError),
 }
 

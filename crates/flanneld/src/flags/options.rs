@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::endpoint::Endpoint;
 use super::go_value::quote;
 use super::parse::{Raw, UsageError};
 use super::table::TABLE;
+use registry::etcd3::{Endpoint, parse_endpoints};
+
 use crate::interface::Wish;
 
 /// Which etcd API to speak.
@@ -268,31 +269,12 @@ fn etcd(raw: &Raw, warnings: &mut Vec<String>) -> Result<EtcdOptions, UsageError
     };
     let cafile = file(&raw.etcd_cafile);
     let tls_by_default = cafile.is_some() || client.is_some();
-    let mut endpoints = Vec::new();
-    for text in raw
-        .etcd_endpoints
-        .split(',')
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-    {
-        match Endpoint::parse(text, tls_by_default) {
-            Ok(endpoint) => endpoints.push(endpoint),
-            Err(expected) if text.contains('@') => {
-                // The value holds a password: it is named, not shown.
-                let line = format!("invalid {}: {expected}", raw.spelling("etcd-endpoints"));
-                return Err(UsageError { line, hint: None });
-            }
-            Err(expected) => return Err(refuse(raw, "etcd-endpoints", text, expected)),
-        }
-    }
-    if endpoints.is_empty() {
-        return Err(refuse(
-            raw,
-            "etcd-endpoints",
-            &raw.etcd_endpoints,
-            "expected at least one URL",
-        ));
-    }
+    let endpoints = parse_endpoints(&raw.etcd_endpoints, tls_by_default).map_err(|wrong| {
+        let hint = several_flags(&raw.etcd_endpoints);
+        // It says itself which entry is wrong, and does not show one that holds a password.
+        let line = format!("invalid {}: {wrong}", raw.spelling("etcd-endpoints"));
+        UsageError { line, hint }
+    })?;
     if tls_by_default && endpoints.iter().all(|endpoint| !endpoint.tls) {
         warnings.push(
             "certificates are given, but every endpoint is http://: the connection is not encrypted".into(),

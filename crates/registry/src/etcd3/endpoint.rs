@@ -4,6 +4,9 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
+/// Port of an endpoint that names none: the one etcd listens on.
+const DEFAULT_PORT: u16 = 2379;
+
 /// One member's client address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
@@ -31,10 +34,10 @@ pub enum Address {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// There is none.
-    #[error("etcd-endpoints: expected at least one endpoint such as http://127.0.0.1:2379, found none")]
+    #[error("expected at least one endpoint such as http://127.0.0.1:2379, found none")]
     Empty,
     /// A scheme we do not speak.
-    #[error("etcd-endpoints: {entry:?}: unknown scheme {scheme:?}, expected http, https or unix")]
+    #[error("{entry:?}: unknown scheme {scheme:?}, expected http, https or unix")]
     Scheme {
         /// The entry.
         entry: String,
@@ -42,27 +45,25 @@ pub enum EndpointError {
         scheme: String,
     },
     /// `user:password@` before the host.
-    #[error(
-        "etcd-endpoints: entry {number} holds credentials; expected them in etcd-username and etcd-password"
-    )]
+    #[error("entry {number} holds credentials; expected them in --etcd-username and --etcd-password")]
     Credentials {
         /// Counted from 1.
         number: usize,
     },
     /// No host, or one with characters that no host has.
-    #[error("etcd-endpoints: {entry:?}: no valid host, expected <host>:<port>")]
+    #[error("{entry:?}: no valid host, expected <host>:<port>")]
     Host {
         /// The entry.
         entry: String,
     },
-    /// No port, or one out of range.
-    #[error("etcd-endpoints: {entry:?}: no valid port, expected <host>:<port> with a port from 1 to 65535")]
+    /// A port that is none.
+    #[error("{entry:?}: no valid port, expected <host>:<port> with a port from 1 to 65535")]
     Port {
         /// The entry.
         entry: String,
     },
     /// Something after the port.
-    #[error("etcd-endpoints: {entry:?}: unexpected {rest:?} after the port")]
+    #[error("{entry:?}: unexpected {rest:?} after the port")]
     Path {
         /// The entry.
         entry: String,
@@ -70,7 +71,7 @@ pub enum EndpointError {
         rest: String,
     },
     /// No path after `unix:`.
-    #[error("etcd-endpoints: {entry:?}: expected unix://<path of a socket>")]
+    #[error("{entry:?}: expected unix://<path of a socket>")]
     Socket {
         /// The entry.
         entry: String,
@@ -117,15 +118,18 @@ fn parse_endpoint(entry: &str, number: usize, tls_files: bool) -> Result<Endpoin
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    let (host, port) = authority
-        .rsplit_once(':')
-        .filter(|(_, port)| !port.contains(']'))
-        .ok_or_else(|| EndpointError::Port { entry: own() })?;
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
     let host = parse_host(host).ok_or_else(|| EndpointError::Host { entry: own() })?;
-    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    let port = match port.parse() {
-        Ok(port) if digits && port > 0 => port,
-        _ => return Err(EndpointError::Port { entry: own() }),
+    let port = match port {
+        None => DEFAULT_PORT,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|port| *port > 0 && text.bytes().all(|byte| byte.is_ascii_digit()))
+            .ok_or_else(|| EndpointError::Port { entry: own() })?,
     };
     if !matches!(path, "" | "/") {
         let rest = path.to_owned();
@@ -185,6 +189,10 @@ mod tests {
             "unix://x:0",
         ];
         assert_eq!(shown(list, true).unwrap(), want);
+        assert_eq!(
+            shown("http://a,https://[::1]/", true).unwrap(),
+            ["http://a:2379", "https://[::1]:2379"]
+        );
         assert_eq!(shown("a:1", true).unwrap(), ["https://a:1"]);
         assert_eq!(shown("a:1", false).unwrap(), ["http://a:1"]);
     }
@@ -195,12 +203,10 @@ mod tests {
             ("", "at least one"),
             (" , ,", "at least one"),
             ("ftp://a:1", "unknown scheme \"ftp\""),
-            ("http://a", "port"),
             ("http://a:", "port"),
             ("http://a:0", "port"),
             ("http://a:+1", "port"),
             ("http://a:65536", "port"),
-            ("http://[::1]", "port"),
             ("http://:2379", "host"),
             ("http://[::g]:1", "host"),
             ("http://fd00::1:2379", "host"),
@@ -209,10 +215,7 @@ mod tests {
             ("unix://", "path of a socket"),
         ] {
             let error = shown(list, false).unwrap_err().to_string();
-            assert!(
-                error.contains(words) && error.contains("etcd-endpoints"),
-                "{list}: {error}"
-            );
+            assert!(error.contains(words), "{list}: {error}");
         }
     }
 
