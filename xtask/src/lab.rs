@@ -13,7 +13,7 @@ Installs what is missing, builds, makes a lab, proves that every pod reaches eve
 
 Usage: cargo xtask lab [--profile PROFILE] [--down] [flags of `flannelctl lab up`]
 
-  --profile P   how to build: release (default), or dev, which builds faster
+  --profile P   how to build: lab (default: optimized, quick to link), release, or dev
   --down        take the lab down again after the proof
   --keep        leave it up (default)
   the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --name NAME --json ...
@@ -25,7 +25,7 @@ Examples:
 
 /// `cargo xtask lab ...`.
 pub fn run(arguments: &[String]) -> Result<bool> {
-    let (mut profile, mut down) = ("release".to_owned(), false);
+    let (mut profile, mut down) = ("lab".to_owned(), false);
     let mut name = std::env::var("FLANNEL_LAB_NAME").unwrap_or_else(|_| "lab".to_owned());
     let mut passed: Vec<String> = Vec::new();
     let mut rest = arguments.iter();
