@@ -203,7 +203,7 @@ impl Call {
             version.filter(|v| !v.is_empty()).unwrap_or("0.1.0").to_owned()
         };
         match verb {
-            Verb::Add | Verb::Del | Verb::Version => version::check_supported(&version)?,
+            Verb::Add | Verb::Del | Verb::Version => version::check_supported(&version, &version::SUPPORTED)?,
             Verb::Check => version::check_verb(&version, "CHECK", "0.4.0")?,
             Verb::Gc => version::check_verb(&version, "GC", "1.1.0")?,
             Verb::Status => version::check_verb(&version, "STATUS", "1.1.0")?,

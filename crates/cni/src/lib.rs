@@ -5,6 +5,7 @@
 //! Go's plugins, so that either can undo what the other did.
 
 pub mod args;
+pub mod bandwidth;
 pub mod bridge;
 pub mod call;
 pub mod delegate;

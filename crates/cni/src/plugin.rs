@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use crate::call::{Call, Environment, Verb};
 use crate::failure::{Code, Failure};
-use crate::{bridge, flannel, host_local, loopback, netns, portmap, version};
+use crate::{bandwidth, bridge, flannel, host_local, loopback, netns, portmap, version};
 
 /// What the executable is, by the name it was called as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Plugin {
     Loopback,
     /// Ports of the host.
     Portmap,
+    /// Limits of what is sent and received.
+    Bandwidth,
 }
 
 impl Plugin {
@@ -29,6 +31,7 @@ impl Plugin {
             "host-local" => Plugin::HostLocal,
             "loopback" => Plugin::Loopback,
             "portmap" => Plugin::Portmap,
+            "bandwidth" => Plugin::Bandwidth,
             _ => Plugin::Flannel,
         }
     }
@@ -41,6 +44,16 @@ impl Plugin {
             Plugin::HostLocal => "host-local",
             Plugin::Loopback => "loopback",
             Plugin::Portmap => "portmap",
+            Plugin::Bandwidth => "bandwidth",
+        }
+    }
+
+    /// Versions it speaks, oldest first: results without interfaces say nothing to bandwidth.
+    pub fn versions(self) -> &'static [&'static str] {
+        let all = &version::SUPPORTED;
+        match self {
+            Plugin::Bandwidth => all.get(2..).unwrap_or_default(),
+            _ => all,
         }
     }
 
@@ -87,6 +100,9 @@ impl Plugin {
             (Plugin::Portmap, Verb::Del) => portmap::del(call).map(silent),
             (Plugin::Portmap, Verb::Check) => portmap::check(call).map(silent),
             (Plugin::Portmap, Verb::Gc) => portmap::gc(call).map(silent),
+            (Plugin::Bandwidth, Verb::Add) => bandwidth::add(call).and_then(print),
+            (Plugin::Bandwidth, Verb::Del) => bandwidth::del(call).map(silent),
+            (Plugin::Bandwidth, Verb::Check) => bandwidth::check(call).map(silent),
             _ => Ok(String::new()),
         }
     }
@@ -105,7 +121,7 @@ pub fn main(
         let _ = writeln!(
             stderr,
             "CNI protocol versions supported: {}",
-            version::SUPPORTED.join(", ")
+            plugin.versions().join(", ")
         );
         return 0;
     }
@@ -123,13 +139,14 @@ pub fn main(
 fn answer(plugin: Plugin, env: Environment, stdin: &mut dyn Read) -> Result<String, Failure> {
     env.check()?;
     if env.command == Verb::Version.as_str() {
-        return Ok(version::answer());
+        return Ok(version::answer(plugin.versions()));
     }
     let mut config = Vec::with_capacity(4096);
     stdin
         .read_to_end(&mut config)
         .map_err(|e| Failure::new(Code::Io, format!("error reading from stdin: {e}")))?;
     let call = Call::check(env, config)?;
+    version::check_supported(&call.version, plugin.versions())?;
     if matches!(call.verb, Verb::Add | Verb::Del) {
         netns::guard(&call.env)?;
     }
@@ -191,7 +208,10 @@ mod tests {
             main(Plugin::Flannel, env, &mut Never, &mut out, &mut Vec::new()),
             0
         );
-        assert_eq!(String::from_utf8(out).unwrap(), version::answer());
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            version::answer(Plugin::Flannel.versions())
+        );
     }
 
     #[test]

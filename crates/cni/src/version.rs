@@ -31,12 +31,12 @@ pub fn parse(text: &str) -> Result<Number, String> {
     Ok((part(0, "major")?, part(1, "minor")?, part(2, "micro")?))
 }
 
-/// Refuses a configuration whose version is not literally one of ours.
-pub fn check_supported(version: &str) -> Result<(), Failure> {
-    if SUPPORTED.contains(&version) {
+/// Refuses a configuration whose version is not literally one of these.
+pub fn check_supported(version: &str, supported: &[&str]) -> Result<(), Failure> {
+    if supported.contains(&version) {
         return Ok(());
     }
-    let list: Vec<String> = SUPPORTED.iter().map(|v| format!("{v:?}")).collect();
+    let list: Vec<String> = supported.iter().map(|v| format!("{v:?}")).collect();
     Err(
         Failure::new(Code::IncompatibleVersion, "incompatible CNI versions").with_details(format!(
             "config is {version:?}, plugin supports [{}]",
@@ -61,12 +61,12 @@ pub fn check_verb(version: &str, verb: &str, since: &str) -> Result<(), Failure>
             format!("plugin version does not allow {verb}"),
         ));
     }
-    check_supported(version)
+    check_supported(version, &SUPPORTED)
 }
 
-/// The VERSION answer: one line with its newline.
-pub fn answer() -> String {
-    let list = SUPPORTED.iter().map(|v| Ordered::text(*v)).collect();
+/// The VERSION answer of a plugin that speaks these versions: one line with its newline.
+pub fn answer(supported: &[&str]) -> String {
+    let list = supported.iter().map(|v| Ordered::text(*v)).collect();
     let fields = vec![
         ("cniVersion", Ordered::text(CURRENT)),
         ("supportedVersions", Ordered::List(list)),
@@ -81,14 +81,14 @@ mod tests {
     #[test]
     fn answer_when_asked_is_one_line_of_gos_bytes() {
         assert_eq!(
-            answer(),
+            answer(&SUPPORTED),
             "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n"
         );
     }
 
     #[test]
     fn check_when_version_is_not_literally_ours_lists_what_is() {
-        let failure = check_supported("1.0").unwrap_err();
+        let failure = check_supported("1.0", &SUPPORTED).unwrap_err();
         assert_eq!(
             (failure.code, failure.msg.as_str()),
             (1, "incompatible CNI versions")

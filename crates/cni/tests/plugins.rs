@@ -16,6 +16,8 @@ mod golden;
 mod host_local;
 #[path = "plugins/kill.rs"]
 mod kill;
+#[path = "plugins/limits.rs"]
+mod limits;
 #[path = "plugins/link.rs"]
 mod link;
 #[path = "plugins/ports.rs"]

@@ -324,6 +324,7 @@ golden! {
     golden_portmap_iptables "portmap-iptables",
     golden_portmap_dual_iptables "portmap-dual-iptables",
     golden_portmap_nft "portmap-nft",
+    golden_bandwidth "bandwidth",
 }
 
 #[test]

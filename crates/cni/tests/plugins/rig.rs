@@ -75,7 +75,14 @@ impl Host {
         );
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("bin")).unwrap();
-        for plugin in ["flannel", "bridge", "host-local", "loopback", "portmap"] {
+        for plugin in [
+            "flannel",
+            "bridge",
+            "host-local",
+            "loopback",
+            "portmap",
+            "bandwidth",
+        ] {
             std::os::unix::fs::symlink(EXECUTABLE, folder.path().join("bin").join(plugin)).unwrap();
         }
         let mut host = Host {

@@ -1,0 +1,252 @@
+//! The plugin `bandwidth`: limits what a container sends and receives.
+//!
+//! What it receives is limited on the host's end of its link, what it sends on an `ifb` device that the host's end hands it to.
+
+pub mod shaping;
+
+use fabric::object::LinkName;
+use kernel::nl::{Message, flag};
+use kernel::rtnl::Rtnl;
+use kernel::rtnl::link::{self, ObservedLink};
+
+use crate::bandwidth::shaping::{Bucket, add_bucket, bucket_of, redirect_received, ticks_per_microsecond};
+use crate::bridge::link_name;
+use crate::bridge::masquerade::hash;
+use crate::call::Call;
+use crate::failure::Failure;
+use crate::json::{FieldError, Object};
+use crate::netns::{self, Sides, kernel_text};
+use crate::result::{AddResult, Interface};
+
+/// Limits in bits a second and bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Limits {
+    /// Towards the container: rate and burst.
+    ingress: Option<(u64, u64)>,
+    /// From the container.
+    egress: Option<(u64, u64)>,
+}
+
+struct Config {
+    limits: Limits,
+    previous: Option<AddResult>,
+}
+
+fn parse(call: &Call) -> Result<Config, Failure> {
+    let top = call.fields();
+    let wrong = |e: FieldError| Failure::internal(format!("failed to parse network configuration: {e}"));
+    let names = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
+    // The configuration's own limits go before the runtime's, all of them.
+    let own = names.iter().any(|name| top.get(name).is_some());
+    let given = match own {
+        true => top.clone(),
+        false => top
+            .object("runtimeConfig")
+            .and_then(|r| r.object("bandwidth"))
+            .map_err(wrong)?,
+    };
+    let pair = |given: &Object<'_>, rate: &str, burst: &str| -> Result<Option<(u64, u64)>, Failure> {
+        let number = |name: &str| -> Result<u64, Failure> {
+            let Some(value) = given.get(name) else {
+                return Ok(0);
+            };
+            let whole = crate::json::whole(value).and_then(|n| u64::try_from(n).ok());
+            whole.ok_or_else(|| wrong(given.wrong(name, value, "a whole number of bits, not negative")))
+        };
+        match (number(rate)?, number(burst)?) {
+            (0, 0) => Ok(None),
+            (_, 0) => Err(Failure::internal("if rate is set, burst must also be set")),
+            (0, _) => Err(Failure::internal("if burst is set, rate must also be set")),
+            (_, burst) if burst / 8 >= u64::from(u32::MAX) => {
+                Err(Failure::internal("burst cannot be more than 4GB"))
+            }
+            (rate, _) if rate < 8 => Err(Failure::internal(format!("invalid rate: {rate}"))),
+            (rate, burst) => Ok(Some((rate, burst))),
+        }
+    };
+    let limits = Limits {
+        ingress: pair(&given, "ingressRate", "ingressBurst")?,
+        egress: pair(&given, "egressRate", "egressBurst")?,
+    };
+    let previous = match top.get("prevResult") {
+        Some(previous) => Some(AddResult::parse_previous(previous, &call.version)?),
+        None => None,
+    };
+    Ok(Config { limits, previous })
+}
+
+/// Names of the device for what the container sends. Go's does not tell a container's interfaces apart; the second one does, for
+/// when the first is another attachment's.
+fn devices(call: &Call) -> Result<[LinkName; 2], Failure> {
+    let (network, env) = (&call.name, &call.env);
+    let shared = hash(&format!("{network}{}", env.container_id), 12);
+    let own = hash(&format!("{network}{}:{}", env.container_id, env.ifname), 12);
+    Ok([
+        link_name(&format!("bwp{shared}"))?,
+        link_name(&format!("bwp{own}"))?,
+    ])
+}
+
+fn said(error: kernel::NetlinkError) -> Failure {
+    Failure::internal(format!("{}: {}", error.verb, kernel_text(&error)))
+}
+
+/// The host's end of the container's link, which the previous result has to know.
+fn host_end(call: &Call, host: &mut Rtnl, previous: &AddResult) -> Result<ObservedLink, Failure> {
+    if previous.interfaces.is_empty() {
+        return Err(Failure::internal("no interfaces provided"));
+    }
+    let pod = netns::open(&call.env.netns)?.ok_or_else(|| netns::missing(&call.env.netns))?;
+    let mut pod = Sides::new(pod)?.inside(Rtnl::open)?.map_err(said)?;
+    let inner = pod.link_by_name(link_name(&call.env.ifname)?).map_err(said)?;
+    let peer = inner.as_ref().and_then(|inner| inner.lower);
+    let (Some(inner), Some(peer)) = (inner, peer) else {
+        return Err(Failure::internal(format!(
+            "container interface {} has no veth peer",
+            call.env.ifname
+        )));
+    };
+    let outer = host.link_by_index(peer).map_err(said)?;
+    // Of two namespaces' indices alone nothing follows: the end has to name the container's.
+    let outer = outer.filter(|outer| outer.lower == Some(inner.index));
+    let Some(outer) = outer else {
+        return Err(Failure::internal(format!(
+            "veth peer with index {peer} is not in host ns"
+        )));
+    };
+    let known = |i: &Interface| i.sandbox.is_empty() && i.name == outer.name.as_str();
+    match previous.interfaces.iter().any(known) {
+        true => Ok(outer),
+        false => Err(Failure::internal(
+            "no veth peer of container interface found in host ns",
+        )),
+    }
+}
+
+fn add_device(host: &mut Rtnl, name: LinkName, mtu: u32) -> Result<(), kernel::NetlinkError> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_MTU: u16 = 4;
+    const IFLA_TXQLEN: u16 = 13;
+    const IFLA_LINKINFO: u16 = 18;
+    let message = Message::new("adding link", link::NEW, flag::ADD)
+        .raw(&link::header(0, link::UP, link::UP))
+        .text(IFLA_IFNAME, name.as_str())
+        .u32(IFLA_MTU, mtu)
+        .u32(IFLA_TXQLEN, 0)
+        .nest(IFLA_LINKINFO, |info| info.attribute(1, b"ifb"));
+    host.socket().request(&message)
+}
+
+/// ADD: the limits; the result is the previous one with the device added.
+pub fn add(call: &Call) -> Result<AddResult, Failure> {
+    let config = parse(call)?;
+    let Some(mut result) = config.previous else {
+        return Err(Failure::internal("must be called as chained plugin"));
+    };
+    if config.limits == Limits::default() {
+        return Ok(result);
+    }
+    let mut host = Rtnl::open().map_err(said)?;
+    let veth = host_end(call, &mut host, &result)?;
+    let ticks = ticks_per_microsecond();
+    if let Some((rate, burst)) = config.limits.ingress {
+        add_bucket(&mut host, veth.index, Bucket::new(rate, burst, ticks)).map_err(said)?;
+    }
+    let Some((rate, burst)) = config.limits.egress else {
+        return Ok(result);
+    };
+    let [shared, own] = devices(call)?;
+    let name = match add_device(&mut host, shared, veth.mtu) {
+        Ok(()) => shared,
+        Err(e) if e.is_exists() => {
+            add_device(&mut host, own, veth.mtu).map_err(said)?;
+            own
+        }
+        Err(e) => return Err(said(e)),
+    };
+    let mut limit = || -> Result<ObservedLink, kernel::NetlinkError> {
+        let device = host.link_by_name(name)?.ok_or_else(|| gone(name))?;
+        redirect_received(&mut host, veth.index, device.index)?;
+        add_bucket(&mut host, device.index, Bucket::new(rate, burst, ticks))?;
+        Ok(device)
+    };
+    match limit() {
+        Ok(device) => {
+            result.interfaces.push(Interface {
+                name: name.to_string(),
+                mac: device.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+                ..Interface::default()
+            });
+            Ok(result)
+        }
+        Err(e) => {
+            // What hangs on the container's link goes with it.
+            let _ = host.delete_link_by_name(name);
+            Err(said(e))
+        }
+    }
+}
+
+fn gone(name: LinkName) -> kernel::NetlinkError {
+    kernel::NetlinkError {
+        verb: format!("get link {name}").into(),
+        errno: rustix::io::Errno::NODEV.raw_os_error(),
+        text: Box::default(),
+        offset: None,
+        fault: kernel::nl::Fault::Refused,
+    }
+}
+
+/// DEL: the device; none is fine. The rest goes with the container's link.
+pub fn del(call: &Call) -> Result<(), Failure> {
+    parse(call)?;
+    let mut host = Rtnl::open().map_err(said)?;
+    let [shared, own] = devices(call)?;
+    if !host.delete_link_by_name(own).map_err(said)? {
+        host.delete_link_by_name(shared).map_err(said)?;
+    }
+    Ok(())
+}
+
+/// CHECK: both limits are what they were set to.
+pub fn check(call: &Call) -> Result<(), Failure> {
+    let config = parse(call)?;
+    let Some(previous) = config.previous else {
+        return Err(Failure::internal("must be called as a chained plugin"));
+    };
+    let mut host = Rtnl::open().map_err(said)?;
+    let veth = host_end(call, &mut host, &previous)?;
+    let ticks = ticks_per_microsecond();
+    let mut compare = |link: u32, (rate, burst): (u64, u64)| -> Result<(), Failure> {
+        let wanted = Bucket::new(rate, burst, ticks);
+        let Some(have) = bucket_of(&mut host, link).map_err(said)? else {
+            return Err(Failure::internal("Failed to find qdisc"));
+        };
+        for (same, what) in [
+            (have.rate == wanted.rate, "Rate"),
+            (have.limit == wanted.limit, "Limit"),
+            (have.buffer == wanted.buffer, "Buffer"),
+        ] {
+            if !same {
+                return Err(Failure::internal(format!("{what} doesn't match")));
+            }
+        }
+        Ok(())
+    };
+    if let Some(limits) = config.limits.ingress {
+        compare(veth.index, limits)?;
+    }
+    if let Some(limits) = config.limits.egress {
+        let names = devices(call)?;
+        let listed = |name: &&LinkName| previous.interfaces.iter().any(|i| i.name == name.as_str());
+        let name = *names.iter().find(listed).unwrap_or(&names[0]);
+        let device = Rtnl::open()
+            .and_then(|mut host| host.link_by_name(name))
+            .map_err(said)?;
+        let Some(device) = device else {
+            return Err(Failure::internal(format!("get ifb device: {name} is gone")));
+        };
+        compare(device.index, limits)?;
+    }
+    Ok(())
+}
