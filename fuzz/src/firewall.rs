@@ -108,7 +108,9 @@ impl Tables {
                 format!("-A {parent} -d 10.5.0.0/16 -m comment --comment \"{comment}\" -j ACCEPT"),
                 format!("-A {parent} -o eth0 -j {chain}"),
                 format!("-A {parent} -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"),
-                format!("-A {chain} -s 10.5.0.0/16 -j LOG --log-prefix \"a \\\"b\\\" -j X\""),
+                format!("-A {chain} -s 10.77.0.0/16 -j LOG --log-prefix \"a \\\"b\\\" -j X\""),
+                format!("-A {chain} -s 10.5.0.0/16 -j DROP"),
+                format!("-A {chain} -j DROP"),
                 format!("-A {chain} -m mark --mark 0x4000 -m comment --comment \"{comment}\" -j RETURN"),
                 format!("-A {chain} -m mark --mark 0x4000/0x4000 -j RETURN"),
             ]);
@@ -180,11 +182,9 @@ impl Tables {
     /// The rules that no merge may touch, in order.
     fn foreign(&self) -> Vec<String> {
         let kept = |rule: &&String| {
-            let other = rule.contains("10.9.")
-                || rule.contains("LOG")
-                || rule.contains("docker0")
-                || rule.contains("-o eth0");
-            other || *rule == "-m mark --mark 0x4000/0x4000 -j RETURN"
+            ["10.9.", "10.77.", "docker0", "-o eth0"]
+                .iter()
+                .any(|word| rule.contains(word))
         };
         self.chains.values().flatten().filter(kept).cloned().collect()
     }
@@ -386,10 +386,7 @@ impl Nft {
             .iter()
             .flat_map(|(name, (_, rules))| rules.iter().map(move |rule| (name, rule)));
         let kept = |(name, rule): &(&String, &String)| {
-            *name == "mine"
-                || rule.contains("10.9.")
-                || rule.contains("counter")
-                || rule.contains("mark 0x00004000 accept")
+            *name == "mine" || rule.contains("10.9.") || rule.contains("counter")
         };
         let even = |rule: &str| rule.split_whitespace().collect::<Vec<_>>().join(" ");
         rules

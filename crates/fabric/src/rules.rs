@@ -282,7 +282,12 @@ fn settle<'a>(table: Table, listed: Option<&[Listed<'a>]>, wish: &Wish) -> Chain
     let own = |line: &Listed<'_>| line.rule.is_some_and(|rule| rule.names(networks));
     // The chain is flannel's. A rule about other networks may be another daemon's, whatever its form; any other that is none of
     // ours was put there by hand, and could be a drop before all of ours.
-    let stray = |line: &Listed<'_>| line.rule.is_none() && !names_others(line.text, networks);
+    let stray = |line: &Listed<'_>| {
+        let about_nothing = line
+            .rule
+            .is_none_or(|rule| rule.source.is_none() && rule.destination.is_none());
+        !on_mark(line) && about_nothing && !names_others(line.text, networks)
+    };
     let foreign = || {
         listed
             .iter()

@@ -527,7 +527,10 @@ fn nft_when_two_daemons_and_foreign_rules_share_the_table_all_live_together() {
             "{ip} saddr {{ {} }} counter return comment \"a {{ b\"",
             addresses.join(", ")
         );
-        host.feed(&format!("insert rule {table} postrtg index 1 {foreign}\nadd rule {table} forward meta mark 0x4000 accept\n"));
+        let elsewhere = if ip == "ip" { "10.77.0.0/16" } else { "fd77::/48" };
+        host.feed(&format!(
+            "insert rule {table} postrtg index 1 {foreign}\nadd rule {table} forward {ip} saddr {elsewhere} drop\n"
+        ));
         assert!(!host.settle(&one) && !host.settle(&two));
         host.feed(&format!(
             "delete rule {table} postrtg handle {}\n",
@@ -543,7 +546,7 @@ fn nft_when_two_daemons_and_foreign_rules_share_the_table_all_live_together() {
         host.settle(&nothing(&two));
         let left = host.list();
         assert!(
-            has_foreign(&left) && left.contains("meta mark 0x00004000 accept"),
+            has_foreign(&left) && left.contains(&format!("saddr {elsewhere} drop")),
             "{left}"
         );
         assert!(!left.contains("masquerade"), "{left}");

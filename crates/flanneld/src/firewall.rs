@@ -373,13 +373,8 @@ impl Keeper {
             }
         }
         if wrote {
-            // What we just wrote comes back as news.
-            if let Some(monitor) = &mut ground.monitor {
-                monitor.drain();
-            }
-            for probe in &mut ground.legacy {
-                probe.changed();
-            }
+            // What was just written comes back as news and is looked at once more: somebody may have changed something between our
+            // reading and our writing, and that is not to be told apart from the echo.
             if first {
                 self.fights.clear();
                 info!("firewall rules are in place");
