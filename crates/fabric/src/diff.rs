@@ -71,12 +71,11 @@ pub fn diff(
         walk.compare(*key, &mut removals);
     }
     // A link that was not asked about may be a stranger's all the same.
-    let unasked = desired
-        .iter()
-        .take_while(|(key, _)| key.is_link())
-        .filter(|(key, _)| !links.contains(key));
-    for (key, desired) in unasked {
-        if observed.get(key).is_some_and(|there| is_foreign(desired, there)) {
+    for desired in desired.links().filter(|link| !links.contains(&link.key())) {
+        if observed
+            .get(&desired.key())
+            .is_some_and(|there| is_foreign(desired, there))
+        {
             walk.blocked.push(desired.link());
         }
     }
@@ -89,7 +88,7 @@ pub fn diff(
             let hanging = desired
                 .iter()
                 .filter(|(_, o)| walk.rebuilt.contains(&o.link()))
-                .map(|(key, _)| *key);
+                .map(|(key, _)| key);
             keys.iter()
                 .copied()
                 .chain(hanging)
@@ -121,11 +120,11 @@ fn union<'a>(a: &'a Objects, b: &'a Objects) -> impl Iterator<Item = Key> + 'a {
     std::iter::from_fn(move || match (a.peek(), b.peek()) {
         (Some(x), Some(y)) if x == y => {
             b.next();
-            a.next().copied()
+            a.next()
         }
-        (Some(x), Some(y)) if x < y => a.next().copied(),
-        (Some(_), None) => a.next().copied(),
-        _ => b.next().copied(),
+        (Some(x), Some(y)) if x < y => a.next(),
+        (Some(_), None) => a.next(),
+        _ => b.next(),
     })
 }
 

@@ -3,11 +3,14 @@
 //! Every object has a [`Key`] (its identity in the kernel's own terms) and a content. The same types serve
 //! both sides of the diff, so that equality is one `==` and no layer translates.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+
+pub use self::objects::Objects;
+
+mod objects;
 
 /// Route protocol that marks a route or nexthop object as ours (`rtm_protocol`, `nh_protocol`).
 pub const ROUTE_PROTOCOL: u8 = 241;
@@ -83,6 +86,12 @@ pub struct LinkName {
 }
 
 impl LinkName {
+    /// No link's name.
+    const NONE: LinkName = LinkName {
+        bytes: [0; 15],
+        len: 0,
+    };
+
     /// Checks and takes a name; `None` when the kernel would refuse it.
     pub fn new(name: &str) -> Option<LinkName> {
         let raw = name.as_bytes();
@@ -386,9 +395,6 @@ impl fmt::Display for Object {
         }
     }
 }
-
-/// A set of objects by identity: a [`Desired`](Objects) state or an observed one.
-pub type Objects = BTreeMap<Key, Object>;
 
 /// One step from the observed state to the desired one.
 #[derive(Debug, Clone, PartialEq, Eq)]

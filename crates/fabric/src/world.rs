@@ -4,7 +4,6 @@
 //! one with the lower create revision has it and the other is told so; while that is the case every change plans anew from
 //! the beginning, which makes the outcome independent of the order in which leases came.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -183,7 +182,8 @@ impl World {
         if self.leases == snapshot.leases {
             return Touched::Keys(BTreeSet::new());
         }
-        self.leases = snapshot.leases;
+        // Built in one go its nodes are full.
+        self.leases = snapshot.leases.into_iter().collect();
         self.plan_all();
         Touched::Whole
     }
@@ -240,12 +240,7 @@ impl World {
     }
 
     fn plan_all(&mut self) {
-        self.desired = self
-            .backend
-            .own_objects(&self.node)
-            .into_iter()
-            .map(|o| (o.key(), o))
-            .collect();
+        self.desired = self.backend.own_objects(&self.node).into_iter().collect();
         self.problems.clear();
         self.contested = false;
         // Our own objects come first and are nobody else's; then the older lease wins.
@@ -264,7 +259,7 @@ impl World {
         }
         self.leases = leases;
         // Built in one go its nodes are full; insertion in ascending order leaves every one of them half empty.
-        self.desired = std::mem::take(&mut self.desired).into_iter().collect();
+        self.desired.compact();
         if self.contested {
             self.name_holders();
         }
@@ -275,17 +270,14 @@ impl World {
         let mut problems = plan.problems;
         for object in plan.objects {
             let key = object.key();
-            match self.desired.entry(key) {
-                Entry::Occupied(_) => {
-                    self.contested = true;
-                    problems.push(Problem::Contested {
-                        key: key.to_string(),
-                        holder: String::new(),
-                    });
-                }
-                Entry::Vacant(place) => {
-                    place.insert(object);
-                }
+            if self.desired.contains_key(&key) {
+                self.contested = true;
+                problems.push(Problem::Contested {
+                    key: key.to_string(),
+                    holder: String::new(),
+                });
+            } else {
+                self.desired.insert(object);
             }
         }
         if !problems.is_empty() {

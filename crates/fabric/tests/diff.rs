@@ -127,13 +127,13 @@ fn observed() -> impl Strategy<Value = Objects> {
         .prop_map(|(leases, drop, foreign, device)| {
             let mut objects = world(leases).desired().clone();
             let mut n = drop;
-            objects.retain(|_, _| {
+            objects.retain(|_| {
                 n = n.wrapping_mul(29).wrapping_add(7);
                 n % 4 != 0
             });
-            objects.extend(foreign.into_iter().map(|object| (object.key(), object)));
-            if let Some(Object::Link(link)) = objects.get_mut(&Key::Link(LinkName::new("flannel.1").unwrap()))
-            {
+            objects.extend(foreign);
+            let device_key = Key::Link(LinkName::new("flannel.1").unwrap());
+            if let Some(Object::Link(mut link)) = objects.get(&device_key).cloned() {
                 match device {
                     0 => link.mtu = 1400,
                     1 => link.up = false,
@@ -144,9 +144,10 @@ fn observed() -> impl Strategy<Value = Objects> {
                     }
                     _ => {}
                 }
+                objects.insert(Object::Link(link));
             } else {
                 // A kernel keeps nothing on a device that is not there.
-                objects.retain(|_, object| object.link().as_str() == "eth0");
+                objects.retain(|object| object.link().as_str() == "eth0");
             }
             objects
         })
@@ -161,19 +162,16 @@ fn apply(objects: &mut Objects, ops: &[Op]) {
                 let exists =
                     object.link().as_str() == "eth0" || objects.contains_key(&link) || object.key() == link;
                 assert!(exists, "{op}: no such device");
-                assert!(
-                    objects.insert(object.key(), object.clone()).is_none(),
-                    "{op}: file exists"
-                );
+                assert!(objects.insert(object.clone()).is_none(), "{op}: file exists");
             }
             Op::Change { from, to } => {
                 assert_eq!(objects.get(&from.key()), Some(from), "{op}");
-                objects.insert(to.key(), to.clone());
+                objects.insert(to.clone());
             }
             Op::Remove(object) => {
                 assert!(objects.remove(&object.key()).is_some(), "{op}: no such object");
                 if let Object::Link(link) = object {
-                    objects.retain(|_, other| other.link() != link.name);
+                    objects.retain(|other| other.link() != link.name);
                 }
             }
         }
@@ -191,19 +189,19 @@ proptest! {
         let mut after = observed.clone();
         apply(&mut after, &difference.ops);
         let conflicts: Vec<Key> = difference.conflicts.iter().map(|c| c.desired.key()).collect();
-        for (key, want) in world.desired() {
-            let right = after.get(key).is_some_and(|have| equal(want, have));
-            prop_assert!(right || conflicts.contains(key), "{key} is not as desired");
+        for (key, want) in world.desired().iter() {
+            let right = after.get(&key).is_some_and(|have| equal(want, have));
+            prop_assert!(right || conflicts.contains(&key), "{key} is not as desired");
         }
         let rebuilt = difference.ops.iter().any(|op| matches!(op, Op::Remove(Object::Link(_))));
-        for (key, was) in &observed {
+        for (key, was) in observed.iter() {
             let foreign = own.owner(was) == Owner::Foreign;
             if foreign && !held && !(rebuilt && was.link().as_str() == "flannel.1") {
-                prop_assert_eq!(after.get(key), Some(was), "foreign object touched");
+                prop_assert_eq!(after.get(&key), Some(was), "foreign object touched");
             }
         }
-        for (key, have) in &after {
-            let wanted = world.desired().contains_key(key);
+        for (key, have) in after.iter() {
+            let wanted = world.desired().contains_key(&key);
             prop_assert!(wanted || own.owner(have) != Owner::Ours, "{} of ours is left over", have);
         }
         let again = diff(world.desired(), &after, &own, &|_| held, Part::Whole);
@@ -262,7 +260,7 @@ fn diff_when_predecessors_route_then_adopted_with_a_live_lease_and_removed_only_
     let world = world([(live.subnet, live)].into());
     let mut observed = world.desired().clone();
     for third in [5, 9, 11] {
-        observed.insert(boot(third).key(), boot(third));
+        observed.insert(boot(third));
     }
     let ops = diff(world.desired(), &observed, &ownership(), &|_| false, Part::Whole).ops;
     assert_eq!(ops.len(), 2, "{ops:?}");
@@ -285,7 +283,7 @@ fn diff_when_a_foreign_device_has_our_name_then_nothing_is_done_and_it_is_named(
         mtu: 1500,
         up: true,
     };
-    let observed: Objects = [(Key::Link(name), Object::Link(Box::new(foreign)))].into();
+    let observed: Objects = [Object::Link(Box::new(foreign))].into();
     let difference = diff(world.desired(), &observed, &ownership(), &|_| true, Part::Whole);
     assert_eq!(difference.ops, []);
     assert_eq!(difference.conflicts.len(), 1);

@@ -172,14 +172,12 @@ impl Daemon {
         state.lease = Some(subnet.to_string());
         state.lease_expires = held.expires.map(wall_clock);
         state.add_links(ground.backend.links(&ground.network));
-        let former = Former::take(&state, &ground);
+        let mut former = Former::take(&state, &ground);
         self.state_dir.save(&state);
         drop(state);
         self.set_up(&ground, subnet, identity, former.clone())?;
-        let former = Former {
-            leases: BTreeMap::new(),
-            ..former
-        };
+        // Only the first set-up needs them.
+        former.leases = BTreeMap::new();
 
         let sink = |update: Update| self.mailbox.update(update);
         let report = |holding: Holding| self.note(subnet, holding);
@@ -381,6 +379,8 @@ impl Daemon {
                 state.set_leases(routes);
                 self.state_dir.save(&state);
                 known = revision;
+                drop(state);
+                kernel::heap::trim();
             }
         }
     }

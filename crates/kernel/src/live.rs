@@ -230,7 +230,6 @@ impl Kernel {
             .iter()
             .filter_map(|a| self.mirror.address(a))
             .map(Object::Address)
-            .map(keyed)
             .collect();
         self.mirror.replace_section(Section::Address, name, fresh, origin);
         if !self.mirror.is_vxlan(name) {
@@ -249,8 +248,7 @@ impl Kernel {
                     let seen = neighbour::read(reply).filter(|seen| seen.link == index);
                     fresh.extend(
                         seen.and_then(|seen| mirror.neighbour(&seen))
-                            .map(Object::Neighbour)
-                            .map(keyed),
+                            .map(Object::Neighbour),
                     );
                 })?;
         self.mirror
@@ -263,8 +261,7 @@ impl Kernel {
                     let seen = forwarding::read(reply).filter(|seen| seen.link == index);
                     fresh.extend(
                         seen.and_then(|seen| mirror.forwarding(&seen))
-                            .map(Object::Forwarding)
-                            .map(keyed),
+                            .map(Object::Forwarding),
                     );
                 })?;
         self.mirror
@@ -359,6 +356,3 @@ struct Found {
     used: HashSet<u32>,
 }
 
-fn keyed(object: Object) -> (Key, Object) {
-    (object.key(), object)
-}

@@ -144,7 +144,7 @@ impl Memory {
                         continue;
                     }
                     let old = match object {
-                        Some(object) => self.mirror.insert(key, *object),
+                        Some(object) => self.mirror.insert(*object),
                         None => self.mirror.remove(&key),
                     };
                     before.entry(key).or_insert((old, None)).1 = by;
@@ -208,20 +208,20 @@ impl Memory {
     /// Makes the mirror true for one key.
     fn show(&mut self, key: Key) {
         match self.state.objects().get(&key) {
-            Some(object) if self.is_wanted(&key) => self.mirror.insert(key, object.clone()),
+            Some(object) if self.is_wanted(&key) => self.mirror.insert(object.clone()),
             _ => self.mirror.remove(&key),
         };
     }
 
     /// Keys in a scope that are there or mirrored.
     fn of_scope(&self, scope: Scope) -> Vec<Key> {
-        let both = self.state.objects().iter().chain(&self.mirror);
+        let both = self.state.objects().iter().chain(self.mirror.iter());
         let keys: BTreeSet<Key> = both
             .filter(|(_, object)| match scope {
                 Scope::All => true,
                 Scope::Link(link) => object.link() == link,
             })
-            .map(|(key, _)| *key)
+            .map(|(key, _)| key)
             .collect();
         keys.into_iter().collect()
     }
@@ -234,12 +234,7 @@ fn refusal(errno: Errno) -> NetlinkError {
 impl Host for Memory {
     fn set_interest(&mut self, interest: Interest) {
         self.interest = interest;
-        let outside: Vec<Key> = self
-            .mirror
-            .keys()
-            .filter(|key| !self.is_wanted(key))
-            .copied()
-            .collect();
+        let outside: Vec<Key> = self.mirror.keys().filter(|key| !self.is_wanted(key)).collect();
         for key in outside {
             self.mirror.remove(&key);
         }

@@ -51,10 +51,10 @@ pub(crate) struct Mirror {
     indices: HashMap<LinkName, u32>,
     /// Mirrored routes per link: most links have none, and their end must cost nothing.
     routes_on: HashMap<LinkName, u32>,
-    nexthops: HashMap<u32, Nexthop>,
+    nexthops: BTreeMap<u32, Nexthop>,
     nexthops_on: HashMap<u32, u32>,
     /// Next hop object of each mirrored route that has one.
-    route_nexthop: HashMap<(IpNet, u32), u32>,
+    route_nexthop: BTreeMap<(IpNet, u32), u32>,
     /// Places of which the kernel was seen to hold several routes; the mirror shows the one it takes.
     crowded: HashSet<(IpNet, u32)>,
     /// A route went from a crowded place: what is now taken there is not known.
@@ -77,16 +77,17 @@ impl Mirror {
             .objects
             .keys()
             .filter(|key| !self.is_wanted(key))
-            .copied()
             .collect();
         for key in outside {
             self.set(key, None, Origin::Own);
         }
     }
 
-    /// Builds the map of objects anew, which makes its nodes full.
+    /// Builds the large maps anew, which makes their nodes full.
     pub(crate) fn compact(&mut self) {
-        self.objects = std::mem::take(&mut self.objects).into_iter().collect();
+        self.objects.compact();
+        self.nexthops = std::mem::take(&mut self.nexthops).into_iter().collect();
+        self.route_nexthop = std::mem::take(&mut self.route_nexthop).into_iter().collect();
     }
 
     fn is_wanted(&self, key: &Key) -> bool {
@@ -213,7 +214,7 @@ impl Mirror {
             return;
         }
         let old = match object {
-            Some(object) => self.objects.insert(key, object),
+            Some(object) => self.objects.insert(object),
             None => self.objects.remove(&key),
         };
         if let Key::Route(destination, metric) = key {
@@ -309,9 +310,9 @@ impl Mirror {
     fn routes_through(&self, name: LinkName) -> impl Iterator<Item = Key> + '_ {
         let through = move |object: &Object| object.link() == name;
         self.objects
-            .range(FIRST_ROUTE..)
+            .range_from(&FIRST_ROUTE)
             .filter(move |(_, object)| through(object))
-            .map(|(key, _)| *key)
+            .map(|(key, _)| key)
     }
 
     fn section(&self, section: Section, name: LinkName) -> Vec<Key> {
@@ -328,8 +329,8 @@ impl Mirror {
             }),
         };
         self.objects
-            .range(first..)
-            .map(|(key, _)| *key)
+            .range_from(&first)
+            .map(|(key, _)| key)
             .take_while(|key| is_in(key) && key.link() == Some(name))
             .collect()
     }
@@ -352,8 +353,8 @@ impl Mirror {
                 self.set(key, None, origin);
             }
         }
-        for (key, object) in fresh {
-            self.set(key, Some(object), origin);
+        for object in fresh.into_values() {
+            self.set(object.key(), Some(object), origin);
         }
     }
 
@@ -379,9 +380,9 @@ impl Mirror {
         }
         let stale: Vec<Key> = self
             .objects
-            .range(FIRST_ROUTE..)
+            .range_from(&FIRST_ROUTE)
             .filter(|(key, object)| of_family(key) && through.is_none_or(|link| object.link() == link))
-            .map(|(key, _)| *key)
+            .map(|(key, _)| key)
             .filter(|key| !fresh.contains_key(key))
             .collect();
         for key in stale {

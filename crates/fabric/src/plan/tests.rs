@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::lease::Lease;
-use crate::object::{Key, Link, LinkKind, Mac, Op, Route};
+use crate::object::{Link, LinkKind, Mac, Op, Route};
 
 pub(crate) fn network(json: &str) -> NetworkConfig {
     NetworkConfig::parse(json.as_bytes()).unwrap()
@@ -180,14 +180,13 @@ fn peer_when_direct_routing_and_on_link_then_one_plain_route() {
 #[test]
 fn identity_when_device_exists_then_its_mac_else_the_lease_else_derived_and_stable() {
     let (backend, node) = dual();
-    let name = LinkName::new("flannel.1").unwrap();
     let own = backend.own_objects(&node);
     let Object::Link(link) = &own[1] else {
         panic!("no link")
     };
     let mut device: Link = (**link).clone();
     device.mac = Mac::parse("0e:11:22:33:44:55");
-    let observed: Objects = [(Key::Link(name), Object::Link(Box::new(device.clone())))].into();
+    let observed: Objects = [Object::Link(Box::new(device.clone()))].into();
     let published = Attributes::parse(PEER.as_bytes()).unwrap();
     let mac4 = |observed: &Objects, own| backend.identity(&node.network, &node.subnet, observed, own).mac4;
     assert_eq!(mac4(&observed, Some(&published)), device.mac);
@@ -200,7 +199,7 @@ fn identity_when_device_exists_then_its_mac_else_the_lease_else_derived_and_stab
     assert_eq!(derived.0[0] & 3, 2, "locally administered unicast");
     assert_ne!(Some(derived), node.identity.mac6);
     device.kind = LinkKind::Other("dummy".into());
-    let foreign: Objects = [(Key::Link(name), Object::Link(Box::new(device)))].into();
+    let foreign: Objects = [Object::Link(Box::new(device))].into();
     assert_eq!(mac4(&foreign, None), Some(derived));
 }
 

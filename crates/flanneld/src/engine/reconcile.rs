@@ -227,14 +227,14 @@ impl<H: Host> Engine<H> {
         let Some(world) = &self.world else { return };
         let (desired, observed) = (world.desired(), self.kernel.objects());
         let is_held = |key: &Key| matches!((desired.get(key), observed.get(key)), (Some(d), Some(o)) if fabric::diff::is_held(d, o));
-        let is_route = |key: &&Key| matches!(key, Key::Route(..));
+        let is_route = |key: &Key| matches!(key, Key::Route(..));
         if whole {
             // What was ours before stays so, whoever is there at the moment.
             let held = desired
                 .keys()
                 .filter(is_route)
                 .filter(|key| self.held.contains(key) || is_held(key));
-            self.held = held.copied().collect();
+            self.held = held.collect();
             return;
         }
         let touched = keys.iter().copied().chain(done.iter().map(|done| done.op.key()));

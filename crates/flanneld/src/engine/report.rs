@@ -247,7 +247,7 @@ fn kind(key: &Key) -> &'static str {
 pub(super) fn count(objects: &Objects) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for key in objects.keys() {
-        *counts.entry(kind(key)).or_default() += 1;
+        *counts.entry(kind(&key)).or_default() += 1;
     }
     counts
 }

@@ -154,7 +154,7 @@ fn do_it(rig: &mut Rig, deed: &Deed, refused: &mut Vec<Key>) {
         }
         Deed::Lose => rig.engine.host().lose_notifications(),
         Deed::Refuse(n) => {
-            let desired: Vec<Key> = rig.desired().into_keys().collect();
+            let desired: Vec<Key> = rig.desired().keys().collect();
             if let Some(key) = nth(&desired, n) {
                 refused.push(key);
                 rig.engine.host().refuse(key, [12, 16, 19, 17, 100][n % 5]);
@@ -212,7 +212,8 @@ fn run(config: &str, deeds: &[Deed]) {
 
     // Errors go on: they are nobody's but their own keys'.
     rig.pass(Duration::from_secs(200));
-    for (key, want) in rig.desired() {
+    for want in rig.desired().into_values() {
+        let key = want.key();
         let link = Key::Link(want.link());
         let there = rig.there(&key);
         let stranger = there.as_ref().is_some_and(|there| !is_ours(there));

@@ -266,7 +266,7 @@ impl Rig {
         let right = desired
             .iter()
             .filter(|(key, want)| is_right(want, truth.get(key)));
-        self.held.extend(right.map(|(key, _)| *key));
+        self.held.extend(right.map(|(key, _)| key));
     }
 
     /// What is not ours is as it was, but for what goes with a device that is made anew and places that were ours before.
@@ -277,9 +277,9 @@ impl Rig {
             .filter(|op| op.key().is_link())
             .map(|op| op.object().link())
             .collect();
-        for (key, object) in before {
-            if !went.contains(&object.link()) && !self.held.contains(key) {
-                assert_eq!(after.get(key), Some(object), "not ours to touch; done: {done:?}");
+        for (key, object) in before.iter() {
+            if !went.contains(&object.link()) && !self.held.contains(&key) {
+                assert_eq!(after.get(&key), Some(object), "not ours to touch; done: {done:?}");
             }
         }
     }
@@ -362,17 +362,17 @@ impl Rig {
         let desired = self.desired();
         let conflicts = self.standing().conflicts;
         let truth = self.engine.host().truth().clone();
-        for (key, want) in &desired {
-            let there = truth.get(key);
+        for (key, want) in desired.iter() {
+            let there = truth.get(&key);
             let stranger = there.is_some_and(|there| !is_ours(there));
             assert!(
                 is_right(want, there) || (stranger && !conflicts.is_empty()),
                 "want {want}, there is {there:?}; conflicts {conflicts:?}"
             );
         }
-        for (key, object) in &truth {
+        for (key, object) in truth.iter() {
             assert!(
-                !is_ours(object) || desired.contains_key(key),
+                !is_ours(object) || desired.contains_key(&key),
                 "{object} is left over"
             );
         }
@@ -435,6 +435,6 @@ fn foreign(truth: &Objects) -> Objects {
         .filter(|(_, object)| {
             !is_ours(object) || (strange_device(object) && !matches!(object, Object::Route(_)))
         })
-        .map(|(key, object)| (*key, object.clone()))
+        .map(|(_, object)| object.clone())
         .collect()
 }

@@ -66,7 +66,7 @@ impl State {
     fn set(&mut self, key: Key, object: Option<Object>, told: &mut Vec<Notice>) {
         told.push(Notice::Set(key, object.clone().map(Box::new)));
         match object {
-            Some(object) => self.objects.insert(key, object),
+            Some(object) => self.objects.insert(object),
             None => self.objects.remove(&key),
         };
     }
@@ -174,7 +174,7 @@ impl State {
         self.objects
             .iter()
             .filter(|(_, object)| object.link() == name)
-            .map(|(key, _)| *key)
+            .map(|(key, _)| key)
             .collect()
     }
 
