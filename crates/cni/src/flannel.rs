@@ -223,9 +223,33 @@ fn knows_all(config: &Value) -> bool {
         })
 }
 
-/// CHECK: as in Go's plugin, always in order.
-pub fn check(_call: &Call) -> Result<(), Failure> {
-    Ok(())
+/// CHECK: the delegate's, with the configuration of the ADD. (Go's plugin finds everything in order, always.)
+///
+/// Where that configuration is lost, what an ADD would use now is the next best; without that either nothing can be said.
+pub fn check(call: &Call) -> Result<(), Failure> {
+    let conf = NetConf::load(call).map_err(Failure::internal)?;
+    let state = State::open(&conf.data_dir, &call.env.container_id, &call.env.ifname)?;
+    let saved = match state.map(|state| state.load()).transpose()? {
+        Some(Saved::Own(bytes) | Saved::Legacy(bytes)) => read_saved(&bytes),
+        Some(Saved::Missing) | None => None,
+    };
+    let known = saved.or_else(|| {
+        let env = subnet_env::load(&conf.subnet_file).ok()?;
+        netconf::build(&conf, &env)
+            .ok()
+            .map(|delegate| (delegate.kind, delegate.config))
+    });
+    let Some((kind, mut config)) = known else {
+        return Ok(());
+    };
+    if let (Some(previous), Some(map)) = (call.fields().get("prevResult"), config.as_object_mut()) {
+        map.insert("prevResult".to_owned(), previous.clone());
+    }
+    let text = json::to_go_text(&config).into_bytes();
+    match way(call, &kind, &config) {
+        Way::Native => bridge::check(&call.delegated(config, text)),
+        Way::Exec => delegate::run(&kind, Verb::Check, &text, &call.env).map(drop),
+    }
 }
 
 /// STATUS: an ADD could work: subnet.env is there and whole, the delegate is to be had, and an address is free.

@@ -14,6 +14,7 @@ pub mod files;
 pub mod flannel;
 pub mod gc;
 pub mod host_local;
+pub mod install;
 pub mod inventory;
 pub mod json;
 pub mod loopback;

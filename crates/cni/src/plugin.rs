@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn check_when_config_is_new_enough_succeeds_as_gos_stub_does() {
+    fn check_when_nothing_is_known_of_the_attachment_has_nothing_to_say() {
         let env = [
             ("COMMAND", "CHECK"),
             ("CONTAINERID", "c"),
@@ -250,7 +250,7 @@ mod tests {
             ("IFNAME", "e"),
             ("PATH", "/p"),
         ];
-        assert_eq!(run("flannel", &env, r#"{"name":"n","cniVersion":"0.4.0"}"#).0, 0);
+        assert_eq!(run("flannel", &env, r#"{"name":"n","cniVersion":"0.4.0","subnetFile":"/nonexistent/x","dataDir":"/nonexistent/y"}"#).0, 0);
         assert_eq!(run("flannel", &env, r#"{"name":"n","cniVersion":"0.3.1"}"#).0, 1);
     }
 

@@ -104,6 +104,12 @@ fn gc_when_nothing_was_saved_frees_reservations_and_rules_of_the_unlisted() {
 fn check_when_something_of_the_attachment_is_gone_names_it() {
     let mut host = Host::new();
     let result = host.flannel("ADD").ok().json();
+    let of_flannel = |host: &mut Host| -> Answer {
+        let stdin = host.config("cbr0", &format!(r#","prevResult":{result}"#));
+        let call = host.call("flannel", "CHECK", stdin);
+        host.run(&call)
+    };
+    of_flannel(&mut host).ok();
     let delegate: Value = serde_json::from_str(&host.read(&format!("flannel/{ID}"))).unwrap();
     let check = |host: &mut Host| -> Answer {
         let mut stdin = delegate.clone();
@@ -116,6 +122,11 @@ fn check_when_something_of_the_attachment_is_gone_names_it() {
     assert_eq!(
         check(&mut host).failure().1,
         "Expected Route 10.244.0.0/16 via 10.244.7.1 is not in the routing table"
+    );
+    assert_eq!(
+        of_flannel(&mut host).failure(),
+        check(&mut host).failure(),
+        "flannel asks its delegate"
     );
     host.pod_ip(0, &["addr", "flush", "dev", "eth0"]);
     assert_eq!(
