@@ -11,6 +11,7 @@ pub mod go_json;
 pub mod lease;
 pub mod node;
 pub mod object;
+pub mod overlap;
 pub mod ownership;
 pub mod plan;
 pub mod rules;

@@ -42,6 +42,9 @@ pub struct Status {
     pub rejected: Vec<RejectedEntry>,
     /// Objects of others that stand where ours have to be: reported, never removed.
     pub conflicts: Vec<String>,
+    /// Routes of others inside our Networks that no lease asks for: reported, never removed.
+    #[serde(default)]
+    pub overlaps: Vec<String>,
     /// Steps that failed and will be tried again: the object and the kernel's words.
     pub failures: Vec<String>,
     /// Objects somebody changes again and again, and who, where that is known.

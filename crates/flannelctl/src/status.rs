@@ -185,6 +185,7 @@ fn lists(status: &Status, out: &mut Out) -> Result<(), Ended> {
     for (name, feel, list) in [
         ("failed", Mood::Bad, &status.failures),
         ("conflict", Mood::Bad, &status.conflicts),
+        ("not ours", Mood::Warn, &status.overlaps),
         ("fight", Mood::Warn, &status.fights),
         ("no lease", Mood::Warn, &rejected),
     ] {

@@ -100,6 +100,8 @@ pub struct Engine<H = Kernel> {
     /// Routes that were once ours and right since we started.
     held: BTreeSet<Key>,
     conflicts: BTreeMap<Key, Conflict>,
+    /// Routes of others inside our Networks, as of the last comparison of everything.
+    overlaps: BTreeMap<Key, String>,
     /// Links that are not as they shall be, and on which something was therefore not tried.
     withheld: BTreeSet<LinkName>,
     resync: Option<Scope>,
@@ -160,6 +162,7 @@ impl<H: Host> Engine<H> {
             patience: Patience::default(),
             held: BTreeSet::new(),
             conflicts: BTreeMap::new(),
+            overlaps: BTreeMap::new(),
             withheld: BTreeSet::new(),
             resync: None,
             resync_at: now,

@@ -206,6 +206,7 @@ impl Truth {
             peers: Vec::new(),
             rejected: standing.rejected,
             conflicts: standing.conflicts,
+            overlaps: standing.overlaps,
             failures: standing.failures,
             fights: standing.fights,
             firewall: self.firewall.borrow().clone(),

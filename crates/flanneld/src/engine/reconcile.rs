@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric::diff::{Conflict, Part};
-use fabric::object::{Key, LinkName, Op};
+use fabric::object::{Key, LinkName, Object, Op};
+use fabric::overlap::foreign_routes;
 use kernel::{ApplyOptions, Host, NetlinkError, Outcome};
 use tracing::{debug, info, warn};
 
@@ -58,6 +59,9 @@ impl<H: Host> Engine<H> {
             let open: BTreeSet<Key> = difference.ops.iter().map(Op::key).collect();
             self.patience
                 .retain(|key| open.contains(key) || !(whole || keys.contains(key)));
+        }
+        if whole {
+            self.note_overlaps();
         }
         let planned = difference.ops.len();
         let (done, failed) = self.carry_out(difference.ops, now);
@@ -154,7 +158,7 @@ impl<H: Host> Engine<H> {
         let options = ApplyOptions {
             nexthop_objects: backend_has_devices && peers > NEXTHOP_PEERS,
         };
-        let (total, mut failed) = (ops.len(), 0_usize);
+        let (total, mut failed, mut news) = (ops.len(), 0_usize, 0_usize);
         let outcomes = self.kernel.apply(&ops, options);
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             let key = op.key();
@@ -171,11 +175,13 @@ impl<H: Host> Engine<H> {
                 }
                 Outcome::Failed(failure) => {
                     failed += 1;
+                    news += usize::from(self.patience.error(&key).is_none());
                     self.note_failure(key, &failure, failed <= NAMED_REPAIRS, now);
                 }
             }
         }
-        if failed > NAMED_REPAIRS {
+        // Once for each state of affairs, and not at every further attempt.
+        if failed > NAMED_REPAIRS && news > 0 {
             warn!(
                 "{failed} of {total} steps failed; they are tried again, and `flannelctl status` names them"
             );
@@ -223,6 +229,37 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    fn note_overlaps(&mut self) {
+        let before = std::mem::take(&mut self.overlaps);
+        let Some(world) = &self.world else { return };
+        let found = foreign_routes(
+            world.desired(),
+            self.kernel.objects(),
+            &self.ownership,
+            world.node(),
+        );
+        let mut named = 0;
+        for route in found {
+            let route = Object::Route(*route);
+            let (key, text) = (route.key(), route.to_string());
+            if before.get(&key) != Some(&text) {
+                named += 1;
+                if named <= NAMED_REPAIRS {
+                    warn!(
+                        "{text} lies inside the network, but no lease asks for it and it is not ours; it is left alone"
+                    );
+                }
+            }
+            self.overlaps.insert(key, text);
+        }
+        if named > NAMED_REPAIRS {
+            warn!(
+                "{} more routes inside the network are not ours",
+                named - NAMED_REPAIRS
+            );
+        }
+    }
+
     fn note_held(&mut self, whole: bool, keys: &BTreeSet<Key>, done: &[Done]) {
         let Some(world) = &self.world else { return };
         let (desired, observed) = (world.desired(), self.kernel.objects());
@@ -238,7 +275,7 @@ impl<H: Host> Engine<H> {
             return;
         }
         let touched = keys.iter().copied().chain(done.iter().map(|done| done.op.key()));
-        for key in touched.filter(|key| is_route(&key)) {
+        for key in touched.filter(|key| is_route(key)) {
             if !desired.contains_key(&key) {
                 self.held.remove(&key);
             } else if is_held(&key) {

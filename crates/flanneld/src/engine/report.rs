@@ -28,6 +28,8 @@ pub struct Standing {
     pub failures: Vec<String>,
     /// Foreign objects in our places.
     pub conflicts: Vec<String>,
+    /// Foreign routes inside our Networks, in nobody's place.
+    pub overlaps: Vec<String>,
     /// Places that somebody fights for.
     pub fights: Vec<String>,
     /// Registry entries that are no leases.
@@ -81,6 +83,8 @@ pub struct Engagement<'a> {
     pub failures: Vec<String>,
     /// Foreign objects in our places.
     pub conflicts: Vec<String>,
+    /// Foreign routes inside our Networks, in nobody's place.
+    pub overlaps: Vec<String>,
     /// Places that somebody fights for.
     pub fights: Vec<String>,
     /// Ops of this step.
@@ -204,6 +208,7 @@ impl Reporter {
             standing.failed_peers = engagement.failed_peers;
             standing.failures = engagement.failures;
             standing.conflicts = engagement.conflicts;
+            standing.overlaps = engagement.overlaps;
             standing.fights = engagement.fights;
             standing.objects.clone_from(engagement.objects);
         });

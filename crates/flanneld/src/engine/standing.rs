@@ -59,6 +59,7 @@ impl<H: Host> Engine<H> {
                     .values()
                     .map(|c| format!("{} in the place of {}", c.observed, c.desired)),
             ),
+            overlaps: named(self.overlaps.values().cloned()),
             fights: named(self.patience.fights().map(|(key, by)| {
                 format!(
                     "{key} is changed again and again by {}",

@@ -327,6 +327,34 @@ fn engine_when_an_admins_route_was_there_first_then_it_stays_and_is_named() {
 }
 
 #[test]
+fn engine_when_routes_inside_the_network_are_nobodys_it_knows_then_they_stay_and_are_named() {
+    let mut rig = Rig::new(VXLAN);
+    // A predecessor's, of a node that is gone; one inside our own subnet; one to the whole network.
+    let strangers = ["10.5.77.0/24", "10.5.0.128/25", "10.5.0.0/16"].map(admin_route);
+    for stranger in &strangers {
+        rig.act(Op::Add(stranger.clone()));
+    }
+    rig.learn(1, 0);
+    rig.snapshot();
+    rig.pass(Duration::from_secs(1));
+    for stranger in &strangers {
+        assert_eq!(rig.there(&stranger.key()).as_ref(), Some(stranger));
+    }
+    let named = rig.standing().overlaps;
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert!(named[0].contains("10.5.77.0/24"), "{named:?}");
+    assert!(rig.standing().conflicts.is_empty() && rig.standing().failed_peers == 0);
+    // Its node comes back: then the place is wanted, and somebody else's in it is a conflict.
+    rig.put(77, 0);
+    rig.pass(Duration::from_secs(200));
+    assert!(rig.standing().overlaps.is_empty());
+    rig.delete(77);
+    rig.remove(&strangers[0].key());
+    rig.pass(Duration::from_secs(200));
+    assert!(rig.standing().overlaps.is_empty() && rig.standing().conflicts.is_empty());
+}
+
+#[test]
 fn engine_when_a_held_place_is_taken_and_cannot_be_taken_back_at_once_then_it_is_not_given_up() {
     let mut rig = Rig::running(VXLAN, 1);
     let route = rig.route(1);
