@@ -6,6 +6,7 @@ pub mod add;
 pub mod check;
 pub mod config;
 pub mod del;
+pub mod device;
 pub mod masquerade;
 
 use fabric::object::LinkName;

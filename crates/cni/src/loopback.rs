@@ -6,7 +6,7 @@ use kernel::rtnl::Rtnl;
 use kernel::rtnl::link::{LinkChange, ObservedLink, UP};
 
 use crate::bridge::link_name;
-use crate::call::Call;
+use crate::call::{Call, Verb};
 use crate::failure::Failure;
 use crate::netns::{self, Sides, kernel_text};
 use crate::result::{AddResult, Interface, IpConfig};
@@ -88,7 +88,12 @@ fn previous(call: &Call) -> Result<Option<AddResult>, Failure> {
 
 /// Netlink in the container's namespace, and its `lo`; `None` when the namespace is gone.
 fn open(call: &Call) -> Result<Option<(Rtnl, ObservedLink)>, Failure> {
-    let Some(pod) = netns::open(&call.env.netns)? else {
+    let open_netns = if call.verb == Verb::Del {
+        netns::open_leftover
+    } else {
+        netns::open
+    };
+    let Some(pod) = open_netns(&call.env.netns)? else {
         return Ok(None);
     };
     let lo: LinkName = link_name("lo")?;

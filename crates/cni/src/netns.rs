@@ -44,6 +44,14 @@ pub fn open(path: &str) -> Result<Option<Netns>, Failure> {
     }
 }
 
+/// Opens the namespace of a container that is to go; `None` also where only an empty file is left of it, as after an unmount.
+pub fn open_leftover(path: &str) -> Result<Option<Netns>, Failure> {
+    match Netns::open(path) {
+        Err(NetnsError::NotANamespace { .. }) => Ok(None),
+        _ => open(path),
+    }
+}
+
 /// The error of a namespace that has to be there and is not.
 pub fn missing(path: &str) -> Failure {
     Failure::internal(format!(

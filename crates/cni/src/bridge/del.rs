@@ -76,7 +76,7 @@ fn is_port_of(call: &Call, bridge: &str) -> Result<bool, Failure> {
     if call.env.netns.is_empty() {
         return Ok(false);
     }
-    let Some(pod) = netns::open(&call.env.netns)? else {
+    let Some(pod) = netns::open_leftover(&call.env.netns)? else {
         return Ok(false);
     };
     let said = |e: kernel::NetlinkError| Failure::internal(kernel_text(&e));
@@ -123,7 +123,7 @@ fn remove_link(call: &Call, bridge: &str) -> Result<Vec<IpNet>, Failure> {
     let pod = if call.env.netns.is_empty() {
         None
     } else {
-        netns::open(&call.env.netns)?
+        netns::open_leftover(&call.env.netns)?
     };
     if let Some(pod) = pod {
         let mut pod = Sides::new(pod)?

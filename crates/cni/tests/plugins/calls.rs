@@ -156,12 +156,17 @@ fn p13_p14_del_when_lease_namespace_or_variable_is_gone_still_cleans_up() {
 
     host.subnet_env("10.9.0.0/16", "10.9.1.1/24", "", "", false);
     host.exec(&["ip", "link", "del", "cni0"]);
-    for gone in ["namespace", "variable", "link", "subnet.env"] {
+    for gone in ["namespace", "unmounted", "variable", "link", "subnet.env"] {
         host.flannel("ADD").ok();
         let stdin = host.config("cbr0", "");
         let mut del = host.call("flannel", "DEL", stdin);
         match gone {
             "namespace" => host.remove_pod(0),
+            "unmounted" => {
+                host.remove_pod(0);
+                del.netns = host.path("empty");
+                std::fs::write(&del.netns, "").unwrap();
+            }
             "variable" => {
                 del.netns = String::new();
                 host.pod_ip(0, &["link", "del", "eth0"]);
