@@ -185,7 +185,12 @@ impl Daemon {
             taken = self.registry.keep(&wanted, held, self.options.renew_margin, &report) => Ok(Ending::Taken(taken)),
             never = self.registry.watch(&sink) => match never {},
             never = self.remember() => match never {},
-            changed = self.follow_underlay(&ground, subnet, identity, &former) => Ok(Ending::Readdressed(changed?)),
+            changed = self.follow_underlay(&ground, subnet, identity, &former) => {
+                let changed = changed?;
+                // It was made from an address that may be gone.
+                self.registry.reconnect().await;
+                Ok(Ending::Readdressed(changed))
+            }
         }
     }
 

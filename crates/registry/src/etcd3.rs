@@ -185,6 +185,10 @@ impl Registry for Etcd3 {
         Box::pin(watching::watch(self, sink))
     }
 
+    fn reconnect(&self) -> Pending<'_, ()> {
+        Box::pin(self.members.leave())
+    }
+
     fn states(&self) -> States {
         self.members.state().subscribe()
     }

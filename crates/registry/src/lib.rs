@@ -53,6 +53,10 @@ pub trait Registry: Send + Sync {
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync))
     -> Pending<'a, std::convert::Infallible>;
 
+    /// The way to the registry may be another from now on, our own address being one: what is asked next goes over a new
+    /// connection, instead of waiting for answers that cannot come any more.
+    fn reconnect(&self) -> Pending<'_, ()>;
+
     /// The state of the connection, and its changes.
     fn states(&self) -> States;
 

@@ -217,6 +217,11 @@ impl Members {
         self.note_failure(reason, false);
     }
 
+    /// Makes the next call open a new connection, whatever the one in use may still be good for.
+    pub(crate) async fn leave(&self) {
+        self.current.lock().await.connection = None;
+    }
+
     /// Makes the next call open a new connection to the same member.
     async fn forget(&self, connection: &Connection) {
         let mut current = self.current.lock().await;

@@ -157,10 +157,16 @@ async fn a_client_certificate_is_shown_to_a_server_that_demands_one_and_read_ane
         trusted: Some(authority.cafile()),
     };
     let mut server = Server::start_with(Some(tls), &[]);
-    let error = answer(&with_tls(&server, &authority.cafile(), None))
-        .await
-        .unwrap_err();
-    assert!(error.to_lowercase().contains("certificate"), "{error}");
+    // In TLS 1.3 the refusal comes after the handshake: a reset can overtake it, and then there is nothing to name.
+    let nobody = with_tls(&server, &authority.cafile(), None);
+    let mut errors = Vec::new();
+    while !errors
+        .last()
+        .is_some_and(|error: &String| error.to_lowercase().contains("certificate"))
+    {
+        assert!(errors.len() < 20, "{errors:?}");
+        errors.push(answer(&nobody).await.unwrap_err());
+    }
 
     let (key, cert) = authority.issue("client");
     let options = with_tls(&server, &authority.cafile(), Some((&cert, &key)));
@@ -241,6 +247,57 @@ async fn an_endpoint_that_takes_connections_and_never_answers_costs_seconds_once
         }
         assert_eq!(etcd.requests(), before + 5);
     }
+}
+
+#[tokio::test]
+async fn after_a_change_of_the_way_a_new_connection_is_made_while_the_old_one_hangs() {
+    let server = Server::start();
+    // A relay whose first connection falls silent, as one does whose own address is gone.
+    let relay = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let options = Options {
+        endpoints: format!("http://{}", relay.local_addr().unwrap()),
+        ..server.options()
+    };
+    let port = server.client_port();
+    let (hang, hung) = tokio::sync::watch::channel(false);
+    let (made, connections) = tokio::sync::watch::channel(0);
+    let relaying = tokio::spawn(async move {
+        while let Ok((mut near, _)) = relay.accept().await {
+            let mut far = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            made.send_modify(|made| *made += 1);
+            let is_first = *made.borrow() == 1;
+            let mut hung = hung.clone();
+            tokio::spawn(async move {
+                let falls_silent = async {
+                    let _ = hung.wait_for(|hung| *hung && is_first).await;
+                };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = falls_silent => std::future::pending().await,
+                }
+            });
+        }
+    });
+    let etcd = Etcd3::new(&options).unwrap();
+    let ask = || async {
+        assert!(matches!(
+            etcd.network_config().await,
+            Err(RegistryError::NotFound { .. })
+        ));
+    };
+    ask().await;
+    ask().await;
+    assert_eq!(*connections.borrow(), 1);
+    hang.send_replace(true);
+    etcd.reconnect().await;
+    ask().await;
+    assert_eq!(*connections.borrow(), 2);
+    assert_eq!(
+        etcd.states().borrow().last_failure,
+        None,
+        "nobody waited for the old one"
+    );
+    relaying.abort();
 }
 
 #[tokio::test]
