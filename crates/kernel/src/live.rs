@@ -355,4 +355,3 @@ struct Found {
     /// Next hop objects used by routes outside the networks.
     used: HashSet<u32>,
 }
-

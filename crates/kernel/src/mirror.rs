@@ -73,11 +73,7 @@ impl Mirror {
     pub(crate) fn set_interest(&mut self, interest: Interest) {
         self.watched = interest.links.into_iter().collect();
         self.networks = interest.networks;
-        let outside: Vec<Key> = self
-            .objects
-            .keys()
-            .filter(|key| !self.is_wanted(key))
-            .collect();
+        let outside: Vec<Key> = self.objects.keys().filter(|key| !self.is_wanted(key)).collect();
         for key in outside {
             self.set(key, None, Origin::Own);
         }
