@@ -18,6 +18,40 @@ use kernel::rtnl::bridge::PortOptions;
 use kernel::rtnl::veth::VethPair;
 use std::os::fd::AsFd;
 
+/// A figure's budget: its name, the number, whether that is the least or the most allowed, and the number that fails the run.
+/// Counts gate where they stand; times on a busy machine say little, so they gate at ten times.
+const BUDGETS: &[(&str, f64, Bound, f64)] = &[
+    ("ours.add.execs", 1.0, Bound::Most, 1.0),
+    ("ours.del.execs", 1.0, Bound::Most, 1.0),
+    ("ours.add.children", 0.0, Bound::Most, 0.0),
+    ("ours.del.children", 0.0, Bound::Most, 0.0),
+    ("ours.port.add.portmap_execs", 2.0, Bound::Most, 2.0),
+    ("ours.port.del.portmap_execs", 2.0, Bound::Most, 3.0),
+    ("ours.add.p50_ms", 3.9, Bound::Most, 39.0),
+    ("ours.at_once.add_per_s", 500.0, Bound::Least, 50.0),
+    ("ours.at_once.add_cpu_ms", 4.0, Bound::Most, 40.0),
+    ("del_p50_beyond_dellink_ms", 3.0, Bound::Most, 30.0),
+    ("ratio.add_p50_to_go_bridge", 0.3, Bound::Most, 1.0),
+    ("ratio.add_p50_with_4000_to_without", 1.3, Bound::Most, 3.0),
+    ("ratio.port_add_p50_to_go", 0.4, Bound::Most, 1.0),
+    ("ratio.port_del_p50_to_go", 0.4, Bound::Most, 1.0),
+];
+
+#[derive(Clone, Copy)]
+enum Bound {
+    Most,
+    Least,
+}
+
+impl Bound {
+    fn holds(self, value: f64, bound: f64) -> bool {
+        match self {
+            Bound::Most => value <= bound,
+            Bound::Least => value >= bound,
+        }
+    }
+}
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const PODS: usize = 50;
@@ -43,11 +77,9 @@ struct Options {
 impl Options {
     fn read() -> Outcome<Options> {
         let here = std::env::current_exe()?;
-        let built = here
-            .parent()
-            .and_then(Path::parent)
-            .unwrap_or(Path::new("."))
-            .join("flannel-cni");
+        let folder = std::env::var_os("FLANNEL_BIN_DIR").map(PathBuf::from);
+        let beside = here.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+        let built = folder.as_deref().unwrap_or(beside).join("flannel-cni");
         let mut options = Options {
             json: false,
             plugin: built,
@@ -507,11 +539,32 @@ fn run(options: &Options) -> Outcome<()> {
         let _ = writeln!(text, "{{\n{}\n}}", fields.collect::<Vec<_>>().join(",\n"));
     } else {
         for (name, value) in &figures {
-            let _ = writeln!(text, "{name:<34} {value:>10.2}");
+            let budget = BUDGETS.iter().find(|(have, ..)| have == name);
+            let beside = budget.map_or_else(String::new, |(_, number, bound, _)| {
+                let sign = match bound {
+                    Bound::Most => '≤',
+                    Bound::Least => '≥',
+                };
+                let verdict = if bound.holds(*value, *number) {
+                    ""
+                } else {
+                    "  missed"
+                };
+                format!("   budget {sign} {number}{verdict}")
+            });
+            let _ = writeln!(text, "{name:<34} {value:>10.2}{beside}");
         }
     }
     std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    let failed = BUDGETS
+        .iter()
+        .filter(|(name, _, bound, gate)| !figures.get(*name).is_some_and(|value| bound.holds(*value, *gate)));
+    let failed: Vec<&str> = failed.map(|(name, ..)| *name).collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("far over budget: {}", failed.join(", ")).into())
+    }
 }
 
 /// The ratios that budgets are about.
@@ -533,6 +586,14 @@ fn derive(figures: &mut Figures) {
         (
             "ratio.add_p50_with_4000_to_without",
             get("ours_with_4000.add.p50_ms") / get("ours.add.p50_ms"),
+        ),
+        (
+            "ratio.port_add_p50_to_go",
+            get("ours.port.add.p50_ms") / get("go_bridge.port.add.p50_ms"),
+        ),
+        (
+            "ratio.port_del_p50_to_go",
+            get("ours.port.del.p50_ms") / get("go_bridge.port.del.p50_ms"),
         ),
         (
             "del_p50_beyond_dellink_ms",
