@@ -46,6 +46,9 @@ fn repair(rig: &Rig, fault: &Fault) -> Option<Result<Duration, String>> {
     let broken = fault.aim(host).unwrap()?;
     let daemon = rig.daemons[0].record();
     daemon.signal(Signal::STOP);
+    while !stopped(daemon.pid) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     host.shell(&broken.did).unwrap();
     let struck = part_text(host, fault.part).unwrap();
     daemon.signal(Signal::CONT);
@@ -68,6 +71,16 @@ fn repair(rig: &Rig, fault: &Fault) -> Option<Result<Duration, String>> {
     }
     let result = whole(rig, fault, &before).map(|()| start.elapsed());
     Some(result.map_err(|text| format!("{}: {text}", broken.did)))
+}
+
+/// Every thread stands: the signal takes a moment to reach those on another processor.
+fn stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        text.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 fn whole(rig: &Rig, fault: &Fault, before: &str) -> Result<(), String> {
