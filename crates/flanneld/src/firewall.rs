@@ -386,13 +386,20 @@ impl Keeper {
                 self.reporter.repaired_kind("firewall");
             }
         }
-        let error = (!failures.is_empty()).then(|| failures.join("; "));
+        let fought = again.map(|_| {
+            "somebody changes the rules again and again: they are put back ever more slowly".to_owned()
+        });
+        let error = if failures.is_empty() {
+            fought
+        } else {
+            Some(failures.join("; "))
+        };
         let off = !self.wanted.masquerade && !self.wanted.forward;
         let kind = if ground.nftables { "nftables" } else { "iptables" };
         self.state.send_if_modified(|state| {
             let before = state.clone();
-            if error.is_some() && state.error != error {
-                error!("firewall rules: {}", failures.join("; "));
+            if let Some(error) = error.as_ref().filter(|_| state.error != error) {
+                error!("firewall rules: {error}");
             }
             state.kind = if off { String::new() } else { kind.to_owned() };
             state.state = match (&error, off) {
