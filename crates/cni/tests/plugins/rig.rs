@@ -224,12 +224,11 @@ impl Host {
     pub fn start(&self, call: &Call<'_>) -> Running {
         use std::io::Write;
         let mut child = self.command(call).spawn().unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(call.stdin.as_bytes())
-            .unwrap();
+        match child.stdin.take().unwrap().write_all(call.stdin.as_bytes()) {
+            // It was killed, or refused the call, before it read any of it.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+            other => other.unwrap(),
+        }
         Running(child)
     }
 
