@@ -147,6 +147,18 @@ pub struct Peer {
     pub state: PeerState,
     /// What is wrong.
     pub error: Option<String>,
+    /// The objects one by one.
+    #[serde(default)]
+    pub objects: Vec<PeerObject>,
+}
+
+/// A kernel object that a peer's lease asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerObject {
+    /// What it is, in the words of iproute2.
+    pub object: String,
+    /// It is in the kernel, and right.
+    pub ok: bool,
 }
 
 /// A registry entry that is no lease.
@@ -217,6 +229,10 @@ mod tests {
                 programmed: 2,
                 state: PeerState::Failed,
                 error: Some("x".into()),
+                objects: vec![PeerObject {
+                    object: "route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink".into(),
+                    ok: false,
+                }],
             }],
             ..Status::default()
         };

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::lease::{Delta, Lease, Rejected, Snapshot, Subnet, Update};
 use crate::node::Node;
-use crate::object::{Family, Key, LinkName, Objects};
+use crate::object::{Family, Key, LinkName, Object, Objects};
 use crate::plan::{Backend, PeerPlan, Problem, plan_peer};
 
 /// Which keys a change of the desired state touched.
@@ -105,13 +105,9 @@ impl World {
         &self.desired
     }
 
-    /// The keys a lease asks for.
-    pub fn keys_of(&self, lease: &Lease) -> Vec<Key> {
-        self.plan(lease)
-            .objects
-            .iter()
-            .map(|object| object.key())
-            .collect()
+    /// The objects a lease asks for.
+    pub fn objects_of(&self, lease: &Lease) -> Vec<Object> {
+        self.plan(lease).objects
     }
 
     /// Puts another node (new subnet, underlay, identity, or directly reachable peers) under the same leases.

@@ -16,7 +16,7 @@ Shows how it stands with flannel on this host: lease, registry, underlay, every 
 Usage: flannelctl status [--socket PATH] [--all] [--json]
 
   --socket PATH  the daemon's socket (default /run/flannel/flanneld.sock)
-  --all          every peer, also when there are many and all is well
+  --all          every peer and object, also when there are many and all is well
   --json         the daemon's whole answer
 
 Exit status 1 when the host is not ready or a peer is not as it should be.
@@ -51,6 +51,8 @@ Examples:
 
 /// More peers than this are shown only when asked for, or not well.
 const MANY: usize = 40;
+/// Of more peers than this the kernel objects are only counted, unless asked for.
+const FEW: usize = 8;
 
 /// `flannelctl status`.
 pub fn status(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
@@ -216,7 +218,7 @@ fn peers(peers: &[Peer], all: bool, out: &mut Out) -> Result<(), Ended> {
         return Ok(());
     }
     let mut rows = vec![heading(&["SUBNET", "HOST", "BACKEND", "OBJECTS", "STATE", ""])];
-    for peer in shown {
+    for peer in &shown {
         let hosts: Vec<String> = peer.public.iter().map(ToString::to_string).collect();
         rows.push(vec![
             cell(peer.subnet.as_str()),
@@ -231,7 +233,22 @@ fn peers(peers: &[Peer], all: bool, out: &mut Out) -> Result<(), Ended> {
             cell(peer.error.as_deref().unwrap_or_default()),
         ]);
     }
-    out.table(&rows)
+    out.table(&rows)?;
+    if all || shown.len() <= FEW {
+        for peer in shown {
+            out.line(&format!("objects of {}", peer.subnet))?;
+            for object in &peer.objects {
+                let (feel, word) = if object.ok {
+                    (Mood::Good, "ok     ")
+                } else {
+                    (Mood::Bad, "MISSING")
+                };
+                let word = out.paint(feel, word);
+                out.line(&format!("  {word} {}", object.object))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Seconds as a person says them.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fabric::lease::Lease;
 use fabric::object::{Family, Key, Objects, Op};
-use fabric::status::{Peer, PeerState, RejectedEntry};
+use fabric::status::{Peer, PeerObject, PeerState, RejectedEntry};
 use fabric::world::World;
 use tokio::sync::watch;
 
@@ -258,13 +258,7 @@ pub(super) fn count(objects: &Objects) -> BTreeMap<&'static str, usize> {
 }
 
 /// How a peer stands.
-pub(super) fn peer(
-    lease: &Lease,
-    expected: usize,
-    programmed: usize,
-    conflict: bool,
-    error: Option<String>,
-) -> Peer {
+pub(super) fn peer(lease: &Lease, objects: Vec<PeerObject>, conflict: bool, error: Option<String>) -> Peer {
     let public = Family::BOTH
         .iter()
         .filter(|family| lease.subnet.of(**family).is_some())
@@ -279,9 +273,10 @@ pub(super) fn peer(
         subnet: lease.subnet.to_string(),
         public,
         backend: lease.attributes.backend_type.to_string(),
-        expected,
-        programmed,
+        expected: objects.len(),
+        programmed: objects.iter().filter(|object| object.ok).count(),
         state,
         error,
+        objects,
     }
 }

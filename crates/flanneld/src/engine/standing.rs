@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use fabric::object::{Key, Object};
-use fabric::status::Peer;
+use fabric::status::{Peer, PeerObject};
 use ipnet::IpNet;
 use kernel::Host;
 
@@ -108,7 +108,8 @@ impl<H: Host> Engine<H> {
         world
             .peers()
             .map(|lease| {
-                let keys = world.keys_of(lease);
+                let asked = world.objects_of(lease);
+                let keys: Vec<Key> = asked.iter().map(Object::key).collect();
                 let is_right = |key: &Key| match (world.desired().get(key), observed.get(key)) {
                     (Some(want), Some(have)) => fabric::diff::equal(want, have),
                     _ => false,
@@ -126,13 +127,12 @@ impl<H: Host> Engine<H> {
                     None => format!("{key}: {}", self.patience.error(key).unwrap_or("not there yet")),
                 });
                 let conflict = wrong.iter().any(|key| self.conflicts.contains_key(key));
-                report::peer(
-                    lease,
-                    keys.len(),
-                    keys.len() - wrong.len(),
-                    conflict,
-                    error.or(cause),
-                )
+                let objects = asked.iter().map(|object| PeerObject {
+                    object: object.to_string(),
+                    ok: is_right(&object.key()),
+                });
+                let objects = objects.collect();
+                report::peer(lease, objects, conflict, error.or(cause))
             })
             .collect()
     }
