@@ -39,11 +39,15 @@ pub fn delta_from(keys: &Keys, events: &[Event]) -> Option<Delta> {
         };
         match EventType::try_from(event.r#type) {
             Ok(EventType::Put) => match Lease::read(&key, &entry.value, entry.create_revision) {
-                Ok(lease) => delta.changes.push((lease.subnet, Some(lease))),
+                Ok(lease) => {
+                    delta.rejected.retain(|earlier| earlier.key != key);
+                    delta.changes.push((lease.subnet, Some(lease)));
+                }
                 Err(rejected) => delta.rejected.push(rejected),
             },
             Ok(EventType::Delete) => {
                 if let Ok(subnet) = Subnet::parse_key(&key) {
+                    delta.rejected.retain(|earlier| earlier.key != key);
                     delta.changes.push((subnet, None));
                 }
             }
@@ -137,6 +141,16 @@ mod tests {
             kv: Some(kv),
             prev_kv: None,
         }
+    }
+
+    #[test]
+    fn a_bad_put_that_is_made_good_at_once_is_no_longer_rejected_and_a_later_one_is() {
+        let keys = Keys::new("/n");
+        let (bad, good) = (event(0, "10.5.1.0-24", "{", 5), event(0, "10.5.1.0-24", GOOD, 6));
+        let delta = delta_from(&keys, &[bad.clone(), good.clone()]).unwrap();
+        assert_eq!((delta.changes.len(), delta.rejected.len()), (1, 0));
+        let delta = delta_from(&keys, &[good, bad]).unwrap();
+        assert_eq!((delta.changes.len(), delta.rejected.len()), (1, 1));
     }
 
     #[test]
