@@ -157,3 +157,94 @@ fn set_right(rejected: &mut Vec<Rejected>, later: &Delta) {
         rejected.retain(|entry| !known.contains(&entry.key));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "10.5.1.0-24";
+
+    fn lease() -> Lease {
+        let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        Lease::read(KEY, value, 1).unwrap()
+    }
+
+    fn rejected() -> Vec<Rejected> {
+        vec![Rejected {
+            key: KEY.to_owned(),
+            reason: "junk".to_owned(),
+        }]
+    }
+
+    fn delta(revision: i64, lease: Option<Option<Lease>>, rejected: Vec<Rejected>) -> Update {
+        let changes = lease
+            .map(|lease| (Subnet::parse_key(KEY).unwrap(), lease))
+            .into_iter()
+            .collect();
+        Update::Delta(Delta {
+            revision,
+            changes,
+            rejected,
+        })
+    }
+
+    fn taken(updates: impl IntoIterator<Item = Update>) -> Update {
+        let mailbox = Mailbox::new().unwrap();
+        for update in updates {
+            mailbox.update(update);
+        }
+        mailbox.take().update.unwrap()
+    }
+
+    fn snapshot(rejected: Vec<Rejected>) -> Update {
+        Update::Snapshot(Snapshot {
+            revision: 5,
+            leases: BTreeMap::new(),
+            rejected,
+        })
+    }
+
+    #[test]
+    fn take_when_a_rejected_entry_of_a_snapshot_was_deleted_or_mended_since_then_it_is_rejected_no_more() {
+        let Update::Snapshot(gone) = taken([snapshot(rejected()), delta(6, Some(None), Vec::new())]) else {
+            panic!("a snapshot stays one")
+        };
+        assert_eq!(
+            (gone.revision, gone.leases.len(), gone.rejected),
+            (6, 0, Vec::new())
+        );
+        let Update::Snapshot(mended) =
+            taken([snapshot(rejected()), delta(6, Some(Some(lease())), Vec::new())])
+        else {
+            panic!("a snapshot stays one")
+        };
+        assert_eq!((mended.leases.len(), mended.rejected), (1, Vec::new()));
+    }
+
+    #[test]
+    fn take_when_deltas_add_up_then_the_last_word_on_an_entry_counts() {
+        let Update::Delta(mended) = taken([
+            delta(6, None, rejected()),
+            delta(7, Some(Some(lease())), Vec::new()),
+        ]) else {
+            panic!("deltas stay one")
+        };
+        assert_eq!(
+            (mended.revision, mended.changes.len(), mended.rejected),
+            (7, 1, Vec::new())
+        );
+        let Update::Delta(spoilt) = taken([
+            delta(6, Some(Some(lease())), Vec::new()),
+            delta(7, None, rejected()),
+        ]) else {
+            panic!("deltas stay one")
+        };
+        assert_eq!((spoilt.changes.len(), spoilt.rejected), (1, rejected()));
+    }
+
+    #[test]
+    fn take_when_a_delta_is_older_than_the_snapshot_then_it_is_history() {
+        let update = taken([snapshot(Vec::new()), delta(4, Some(Some(lease())), Vec::new())]);
+        assert_eq!(update, snapshot(Vec::new()));
+    }
+}

@@ -229,3 +229,32 @@ pub fn wall_clock(at: tokio::time::Instant) -> u64 {
     };
     at.as_secs()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn changed_when_something_changed_before_it_was_asked_then_it_says_so() {
+        let (_states, registry) = watch::channel(registry::State::default());
+        let mut truth = Truth::new(
+            Reporter::default(),
+            registry,
+            "/n".to_owned(),
+            Firewall::default(),
+        );
+        let quiet = tokio::time::timeout(Duration::from_millis(20), truth.changed()).await;
+        assert!(quiet.is_err(), "nothing has changed");
+        // The firewall's thread may speak between two questions.
+        truth.firewall().send_modify(|firewall| firewall.restores += 1);
+        tokio::time::timeout(Duration::from_secs(60), truth.changed())
+            .await
+            .unwrap();
+        truth.update(|situation| situation.mtu = 1450);
+        tokio::time::timeout(Duration::from_secs(60), truth.changed())
+            .await
+            .unwrap();
+    }
+}
