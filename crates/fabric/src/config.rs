@@ -89,6 +89,14 @@ impl NetworkConfig {
         let on = [self.v4.map(|_| Family::V4), self.v6.map(|_| Family::V6)];
         on.into_iter().flatten()
     }
+
+    /// The networks of the families in use, IPv4 first.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
+        [self.v4, self.v6]
+            .into_iter()
+            .flatten()
+            .map(|space| space.network)
+    }
 }
 
 /// A config as it is written, with nothing derived: zero and absent mean "choose for me".

@@ -21,19 +21,6 @@ pub enum Touched {
     Keys(BTreeSet<Key>),
 }
 
-impl Touched {
-    /// Both.
-    pub fn join(self, other: Touched) -> Touched {
-        match (self, other) {
-            (Touched::Keys(mut a), Touched::Keys(b)) => {
-                a.extend(b);
-                Touched::Keys(a)
-            }
-            _ => Touched::Whole,
-        }
-    }
-}
-
 /// Node, leases and what follows from them.
 #[derive(Debug)]
 pub struct World {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fabric::alloc::PublicIps;
-use fabric::config::{ConfigError, NetworkConfig};
+use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Subnet, Update};
 use fabric::node::{Identity, Node, Underlay};
 use fabric::object::{Family, LinkName, Objects};
@@ -204,11 +204,7 @@ impl Daemon {
                         self.truth.update(|situation| situation.config_missing = false);
                         return network;
                     }
-                    Err(
-                        refused @ (ConfigError::Json(_)
-                        | ConfigError::NoFamily
-                        | ConfigError::Incoherent { .. }),
-                    ) => (refused.to_string(), true),
+                    Err(refused) => (refused.to_string(), true),
                 },
                 Err(missing @ RegistryError::NotFound { .. }) => (missing.to_string(), true),
                 Err(failure) => (failure.to_string(), false),
@@ -268,11 +264,7 @@ impl Daemon {
             identity,
             direct: BTreeMap::new(),
         };
-        let networks: Vec<_> = node
-            .network
-            .families()
-            .filter_map(|f| Some(node.network.space(f)?.network))
-            .collect();
+        let networks: Vec<_> = node.network.networks().collect();
         let mut ownership = Ownership {
             links: ground.backend.links(&node.network),
             networks: networks.clone(),
@@ -396,11 +388,7 @@ impl Daemon {
             warn!("{warning}");
         }
         self.truth.update(|situation| {
-            situation.networks = ground
-                .network
-                .families()
-                .filter_map(|f| Some(ground.network.space(f)?.network))
-                .collect();
+            situation.networks = ground.network.networks().collect();
             situation.backend = ground.backend.name().to_owned();
             situation.mtu = ground.mtu;
             situation.underlay = Some(fabric::status::Underlay {
@@ -516,11 +504,7 @@ impl Former {
     /// What the record has beyond the present.
     fn take(state: &State, ground: &Ground) -> Former {
         let links = ground.backend.links(&ground.network);
-        let networks: Vec<IpNet> = ground
-            .network
-            .families()
-            .filter_map(|f| Some(ground.network.space(f)?.network))
-            .collect();
+        let networks: Vec<IpNet> = ground.network.networks().collect();
         Former {
             links: state
                 .former_links()
@@ -536,10 +520,7 @@ impl Former {
 }
 
 fn remember_networks(state: &mut State, ground: &Ground, previous: &Previous) {
-    let now = ground
-        .network
-        .families()
-        .filter_map(|f| Some(ground.network.space(f)?.network));
+    let now = ground.network.networks();
     let before = [
         previous.network.map(Into::into),
         previous.network6.map(Into::into),

@@ -13,7 +13,7 @@ use crate::lease::{Attributes, Subnet};
 use crate::node::{Identity, Node, Underlay};
 use crate::object::{
     Address, Family, Forwarding, Key, Link, LinkKind, LinkName, Mac, Neighbour, Object, Objects,
-    ROUTE_PROTOCOL, Route, VXLAN_DEFAULT_PORT, Vxlan,
+    ROUTE_PROTOCOL, Route, Vxlan,
 };
 use crate::plan::{Backend, PeerHalf, PlanError};
 
@@ -295,16 +295,4 @@ fn derive_mac(network: &IpNet, subnet: &IpNet, vni: u32, family: Family) -> Opti
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let [_, _, a, b, c, d, e, f] = (hash ^ (hash >> 31)).to_be_bytes();
     Some(Mac([(a & 0xfe) | 0x02, b, c, d, e, f]))
-}
-
-/// UDP port in use, for what people are told about firewalls.
-pub fn udp_port(raw: &RawBackend) -> u16 {
-    let port = Fields::parse(&raw.json)
-        .ok()
-        .and_then(|fields| fields.u32("Port").ok().flatten())
-        .unwrap_or(0);
-    u16::try_from(port)
-        .ok()
-        .filter(|port| *port != 0)
-        .unwrap_or(VXLAN_DEFAULT_PORT)
 }
