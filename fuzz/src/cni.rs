@@ -4,7 +4,7 @@
 //! with every `cargo test`.
 
 use cni::call::{Call, Environment};
-use cni::flannel::{netconf, subnet_env};
+use cni::flannel::{daemon, netconf, subnet_env};
 use cni::host_local::store::Owner;
 use cni::result::AddResult;
 use cni::{args, bridge, host_local, json};
@@ -19,6 +19,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("cni_reservation", reservation),
     ("cni_subnet_env", subnet_env),
     ("cni_args", arguments),
+    ("cni_daemon", said_by_the_daemon),
 ];
 
 const ENV: &[u8] =
@@ -119,5 +120,16 @@ pub fn arguments(data: &[u8]) {
     ) {
         let _ = bridge::config::Config::load(&call);
         let _ = host_local::config::Config::load(&call);
+    }
+}
+
+/// What comes from the status socket is read or refused as soon as that can be told, and more bytes change neither.
+pub fn said_by_the_daemon(data: &[u8]) {
+    let whole = daemon::parse(data);
+    for end in 0..data.len().min(400) {
+        match daemon::parse(data.get(..end).unwrap_or_default()) {
+            daemon::Answer::Cut => {}
+            sooner => assert_eq!(sooner, whole, "after {end} bytes"),
+        }
     }
 }

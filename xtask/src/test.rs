@@ -86,6 +86,12 @@ const SUITES: &[Suite] = &[
         shown: false,
     },
     Suite {
+        name: "status",
+        about: "the CNI verb STATUS beside flanneld and etcd that come and go",
+        arguments: &["--workspace", "--test", "status"],
+        shown: false,
+    },
+    Suite {
         name: "crowd",
         about: "200 daemons started at once on one etcd",
         arguments: &["--workspace", "--test", "crowd"],

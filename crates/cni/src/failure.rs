@@ -25,6 +25,8 @@ pub enum Code {
     TryAgainLater = 11,
     /// STATUS: an ADD would fail now.
     NotAvailable = 50,
+    /// STATUS: an ADD should not be tried now, and containers that are here may not reach all others.
+    LimitedConnectivity = 51,
     /// Everything else; Go's library gives it to every error without a code.
     Internal = 999,
 }

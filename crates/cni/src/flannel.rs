@@ -1,11 +1,13 @@
 //! The plugin `flannel`: makes a delegate's configuration out of what flanneld wrote, and runs the delegate.
 
+pub mod daemon;
 pub mod netconf;
 pub mod state;
 pub mod subnet_env;
 
 use std::io::Write;
 
+use fabric::status::PodNetwork;
 use serde_json::{Map, Value};
 
 use crate::bridge::{self, HOST_LOCAL};
@@ -252,7 +254,11 @@ pub fn check(call: &Call) -> Result<(), Failure> {
     }
 }
 
-/// STATUS: an ADD could work: subnet.env is there and whole, the delegate is to be had, and an address is free.
+/// STATUS: an ADD could work: subnet.env is there and whole, the host has a place in the network as far as flanneld can tell, the
+/// delegate is ready, and an address is free.
+///
+/// Every runtime takes any error for "no pod on this node", so what only makes some traffic suffer is none: a peer that cannot be
+/// reached, a registry that is away, a daemon that has stopped (`docs/adr/0011`).
 pub fn status(call: &Call) -> Result<(), Failure> {
     let not_available = |failure: Failure| Failure {
         code: Code::NotAvailable as u32,
@@ -263,15 +269,37 @@ pub fn status(call: &Call) -> Result<(), Failure> {
             "failed to load flannel netconf file: {e}"
         )))
     })?;
-    let env = load_env(&conf).map_err(not_available)?;
+    let said = daemon::ask(&conf.subnet_file);
+    let reasons = || {
+        let reasons = said.as_ref().map(|pods| pods.reasons.join("; "));
+        reasons.filter(|reasons| !reasons.is_empty())
+    };
+    let env = load_env(&conf).map_err(|failure| match reasons() {
+        Some(reasons) => not_available(failure).with_details(format!("flanneld: {reasons}")),
+        None => not_available(failure),
+    })?;
+    if said.as_ref().is_some_and(|pods| pods.network == PodNetwork::None) {
+        let reasons = reasons().unwrap_or_else(|| "no reason given".to_owned());
+        return Err(Failure::new(
+            Code::LimitedConnectivity,
+            format!("this host has no place in the flannel network: {reasons}"),
+        ));
+    }
     let delegate = netconf::build(&conf, &env).map_err(not_available)?;
     match way(call, &delegate.kind, &delegate.config) {
         Way::Native => {
             host_local::status(&call.delegated(delegate.config.clone(), delegate.text.into_bytes()))
         }
-        Way::Exec => delegate::find(&delegate.kind, &call.env.path)
+        Way::Exec => delegate::run(&delegate.kind, Verb::Status, delegate.text.as_bytes(), &call.env)
             .map(drop)
-            .map_err(not_available),
+            .or_else(|failure| match failure.code {
+                // A plugin without this verb is ready as soon as it is there.
+                code if code == Code::InvalidEnvironment as u32 && failure.msg.contains("CNI_COMMAND") => {
+                    Ok(())
+                }
+                50 | 51 => Err(failure),
+                _ => Err(not_available(failure)),
+            }),
     }
 }
 

@@ -27,7 +27,7 @@ fn results_when_mutated_break_no_promise() {
 
 #[test]
 fn small_formats_when_mutated_break_no_promise() {
-    for target in ["cni_reservation", "cni_subnet_env", "cni_args"] {
+    for target in ["cni_reservation", "cni_subnet_env", "cni_args", "cni_daemon"] {
         mutated::run(TARGETS, target);
     }
 }

@@ -57,6 +57,45 @@ pub struct Status {
     pub repairs: u64,
 }
 
+/// Whether pods of this host can be part of the network: the answer to `GET /pods`, small because the CNI plugin's STATUS asks
+/// it every few seconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pods {
+    /// The sum of it.
+    pub network: PodNetwork,
+    /// What keeps the daemon from being ready, one sentence each, as in [`Status::reasons`].
+    pub reasons: Vec<String>,
+}
+
+/// Whether there is a network for pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodNetwork {
+    /// This host holds a lease.
+    Member,
+    /// The daemon does not know yet: the registry is out of reach, or nothing on this host can carry the network. What an earlier
+    /// daemon has set up may be working.
+    #[default]
+    Unknown,
+    /// The registry has answered, and there is nothing to be a part of: no valid config, or no subnet that is free.
+    None,
+}
+
+/// Where the daemon with this subnet file has its status socket: beside the default file under the name everybody expects, and
+/// for any other file beside it, under its name with `.sock` at the end. Expects an absolute path.
+pub fn socket_of(subnet_file: &str) -> String {
+    match subnet_file {
+        SUBNET_FILE => SOCKET.to_owned(),
+        other => format!("{other}.sock"),
+    }
+}
+
+/// Where a daemon writes what the host was given, unless it is told otherwise.
+pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+/// The status socket of the daemon with the default subnet file.
+pub const SOCKET: &str = "/run/flannel/flanneld.sock";
+
 /// This host's lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnLease {
@@ -210,6 +249,14 @@ mod tests {
         assert!(status.ready);
         assert_eq!(status.registry.state, RegistryState::Connected);
         assert_eq!(status.firewall.state, FirewallState::Off);
+    }
+
+    #[test]
+    fn pods_when_written_by_an_older_version_are_unknown_without_reasons() {
+        assert_eq!(serde_json::from_str::<Pods>("{}").unwrap(), Pods::default());
+        let text = r#"{"network":"none","reasons":["x"],"news":1}"#;
+        let pods: Pods = serde_json::from_str(text).unwrap();
+        assert_eq!((pods.network, pods.reasons.len()), (PodNetwork::None, 1));
     }
 
     #[test]

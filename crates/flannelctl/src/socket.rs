@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 /// Where the daemon listens.
-pub const DEFAULT: &str = "/run/flannel/flanneld.sock";
+pub const DEFAULT: &str = fabric::status::SOCKET;
 /// More than any answer is long: 10,000 peers are about 10 MB.
 const LONGEST: u64 = 256 << 20;
 

@@ -21,7 +21,7 @@ use fabric::status::{Firewall, FirewallState, OwnLease};
 use fabric::subnet_env::{Previous, SubnetEnv};
 use ipnet::IpNet;
 use kernel::{Interest, Kernel, Scope};
-use registry::{Backoff, Held, Holding, Registry, RegistryError, Taken, Wanted};
+use registry::{AcquireError, Backoff, Held, Holding, Registry, RegistryError, Taken, Wanted};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
@@ -243,7 +243,11 @@ impl Daemon {
         loop {
             match self.registry.acquire(wanted).await {
                 Ok(held) => return held,
-                Err(failure) => self.truth.wait_for(format!("no lease yet: {failure}")),
+                Err(failure) => {
+                    let no_subnet = matches!(failure, AcquireError::Alloc(_));
+                    self.truth.update(|situation| situation.no_subnet = no_subnet);
+                    self.truth.wait_for(format!("no lease yet: {failure}"));
+                }
             }
             tokio::time::sleep(backoff.step()).await;
         }

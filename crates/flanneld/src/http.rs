@@ -1,4 +1,4 @@
-//! HTTP: `/healthz`, `/readyz` and `/metrics` on the health port; on the status socket also status, plan, pause and resume.
+//! HTTP: `/healthz`, `/readyz` and `/metrics` on the health port; on the status socket also status, pods, plan, pause and resume.
 //!
 //! COMPAT: paths, status codes and bodies of the first two are the reference's, byte for byte; any method will do there.
 
@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::status::Status;
+use fabric::status::{Pods, Status};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -43,6 +43,8 @@ pub trait Subject: Send + Sync + 'static {
     fn is_alive(&self) -> bool;
     /// What keeps the daemon from being ready right now, one sentence each; empty when it is.
     fn reasons(&self) -> Vec<String>;
+    /// Whether pods of this host can be part of the network.
+    fn pods(&self) -> Pods;
     /// The numbers of now.
     fn numbers(&self) -> Numbers;
     /// Everything.
@@ -230,6 +232,10 @@ pub async fn route(
         },
         (Door::Local, "/status") => match method {
             &Method::GET | &Method::HEAD => json(&subject.status().await),
+            _ => refuse_method("GET, HEAD"),
+        },
+        (Door::Local, "/pods") => match method {
+            &Method::GET | &Method::HEAD => json(&subject.pods()),
             _ => refuse_method("GET, HEAD"),
         },
         (Door::Local, "/plan") => match method {

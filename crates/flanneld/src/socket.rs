@@ -1,8 +1,7 @@
 //! The status socket: where it is, and taking it.
 //!
-//! `flannelctl` and the CNI plugin know a daemon by its subnet file, so the socket's place follows from that: beside the
-//! default file under the name everybody expects, and for any other file beside it, under its name with `.sock` at the end.
-//! Two daemons on one host have two subnet files, and so two sockets.
+//! `flannelctl` and the CNI plugin know a daemon by its subnet file, so the socket's place follows from that
+//! ([`socket_of`]). Two daemons on one host have two subnet files, and so two sockets.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -10,24 +9,23 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use fabric::status::socket_of;
 use tokio::net::UnixListener;
 
-use crate::flags::table::DEFAULT_SUBNET_FILE;
-
-/// The socket of the daemon with the default subnet file.
-pub const DEFAULT_SOCKET: &str = "/run/flannel/flanneld.sock";
 /// `sizeof(sockaddr_un.sun_path)` less the NUL at its end.
 const LONGEST_PATH: usize = 107;
 
 /// Where the daemon with this subnet file has its socket.
 pub fn path_for(subnet_file: &Path) -> PathBuf {
     let subnet_file = std::path::absolute(subnet_file).unwrap_or_else(|_| subnet_file.to_owned());
-    if subnet_file == Path::new(DEFAULT_SUBNET_FILE) {
-        return PathBuf::from(DEFAULT_SOCKET);
+    match subnet_file.to_str() {
+        Some(text) => PathBuf::from(socket_of(text)),
+        None => {
+            let mut path = subnet_file.into_os_string();
+            path.push(".sock");
+            PathBuf::from(path)
+        }
     }
-    let mut path = subnet_file.into_os_string();
-    path.push(".sock");
-    PathBuf::from(path)
 }
 
 /// Why the socket cannot be had.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use fabric::status::{FirewallState, RegistryState, Status};
+use fabric::status::{FirewallState, Pods, RegistryState, Status};
 use registry::Registry;
 
 use crate::http::{Later, Subject};
@@ -30,6 +30,10 @@ impl Subject for Whole {
 
     fn reasons(&self) -> Vec<String> {
         self.truth.reasons()
+    }
+
+    fn pods(&self) -> Pods {
+        self.truth.pods()
     }
 
     fn numbers(&self) -> Numbers {

@@ -3,7 +3,9 @@
 
 use std::time::SystemTime;
 
-use fabric::status::{Firewall, FirewallState, OwnLease, Registry, RegistryState, Status, Underlay};
+use fabric::status::{
+    Firewall, FirewallState, OwnLease, PodNetwork, Pods, Registry, RegistryState, Status, Underlay,
+};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
@@ -28,6 +30,8 @@ pub struct Situation {
     pub lease_trouble: Option<String>,
     /// There is no valid network config in the registry.
     pub config_missing: bool,
+    /// The registry has no subnet that is free.
+    pub no_subnet: bool,
 }
 
 /// The parts that know something.
@@ -150,6 +154,24 @@ impl Truth {
             });
         }
         reasons
+    }
+
+    /// Whether pods of this host can be part of the network.
+    ///
+    /// A lease that was held once stands for the network as long as no other node has it: what comes after (the registry out of
+    /// reach, a peer or a rule that cannot be put in place) leaves pods able to run here.
+    pub fn pods(&self) -> Pods {
+        let situation = self.situation.borrow();
+        let network = match (&situation.lease, situation.config_missing || situation.no_subnet) {
+            (Some(_), _) => PodNetwork::Member,
+            (None, true) => PodNetwork::None,
+            (None, false) => PodNetwork::Unknown,
+        };
+        drop(situation);
+        Pods {
+            network,
+            reasons: self.reasons(),
+        }
     }
 
     /// One line for systemd.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fabric::status::Status;
+use fabric::status::{PodNetwork, Pods, Status};
 use flanneld::flags::Health;
 use flanneld::http::{self, Later, Subject};
 use flanneld::metrics::Numbers;
@@ -38,6 +38,13 @@ impl Subject for Fake {
 
     fn reasons(&self) -> Vec<String> {
         self.reasons.lock().unwrap().clone()
+    }
+
+    fn pods(&self) -> Pods {
+        Pods {
+            network: PodNetwork::Member,
+            reasons: self.reasons(),
+        }
     }
 
     fn numbers(&self) -> Numbers {
@@ -341,6 +348,10 @@ async fn status_socket_when_asked_serves_status_plan_pause_and_resume() {
     assert_eq!((status.mtu, status.paused), (1450, false));
     assert_eq!(request("GET", "/healthz").await.body, "flanneld is running");
     assert_eq!(request("GET", "/plan").await.body, r#"{"ops":["add route"]}"#);
+    assert_eq!(
+        request("GET", "/pods").await.body,
+        r#"{"network":"member","reasons":[]}"#
+    );
     let answer = request("GET", "/pause").await;
     assert_eq!(answer.status, "HTTP/1.1 405 Method Not Allowed");
     assert!(answer.head.contains("allow: post"), "{}", answer.head);

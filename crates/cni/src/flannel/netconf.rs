@@ -10,7 +10,7 @@ use crate::ordered::Ordered;
 use crate::result::Route;
 
 /// Where flanneld writes what the node was given.
-pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+pub const SUBNET_FILE: &str = fabric::status::SUBNET_FILE;
 /// Where the delegates' configurations are saved.
 pub const DATA_DIR: &str = "/var/lib/cni/flannel";
 

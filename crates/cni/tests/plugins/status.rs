@@ -1,5 +1,9 @@
 //! CHECK, STATUS and GC (C13, P20).
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::rig::{Answer, Call, Host, ID};
@@ -43,6 +47,131 @@ fn p20_status_when_an_add_would_fail_says_50_and_why() {
     assert!(
         code == 50 && msg.starts_with("failed to find plugin \"nosuch\""),
         "{msg}"
+    );
+}
+
+/// Something that listens where flanneld would, and does with each of so many connections what it is told.
+fn daemon(
+    host: &Host,
+    connections: usize,
+    mut answer: impl FnMut(std::os::unix::net::UnixStream) + Send + 'static,
+) -> std::thread::JoinHandle<()> {
+    let path = host.path("subnet.env.sock");
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || (0..connections).for_each(|_| answer(listener.accept().unwrap().0)))
+}
+
+fn says(text: String) -> impl FnMut(std::os::unix::net::UnixStream) + Send + 'static {
+    move |mut stream| {
+        let mut question = [0; 1024];
+        let length = stream.read(&mut question).unwrap();
+        assert!(
+            question[..length].starts_with(b"GET /pods HTTP/1.1\r\n"),
+            "{:?}",
+            String::from_utf8_lossy(&question[..length])
+        );
+        // Who has heard enough may hang up.
+        let _ = stream.write_all(text.as_bytes());
+    }
+}
+
+fn http(body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+#[test]
+fn status_when_flanneld_has_no_network_says_its_reason_and_when_it_has_one_nothing() {
+    let mut host = Host::new();
+    let none = http(r#"{"network":"none","reasons":["no config","and more"]}"#);
+    let serving = daemon(&host, 2, says(none));
+    assert_eq!(
+        run(&mut host, "STATUS", "").failure(),
+        (
+            51,
+            "this host has no place in the flannel network: no config; and more".to_owned()
+        )
+    );
+    // Go's text comes first, the daemon's after it.
+    std::fs::rename(host.path("subnet.env"), host.path("away")).unwrap();
+    let answer = run(&mut host, "STATUS", "");
+    let (code, msg) = answer.failure();
+    assert!(
+        code == 50 && msg.starts_with("failed to load flannel 'subnet.env' file: open "),
+        "{msg}"
+    );
+    assert_eq!(answer.json()["details"], "flanneld: no config; and more");
+    serving.join().unwrap();
+    std::fs::rename(host.path("away"), host.path("subnet.env")).unwrap();
+    for network in ["member", "unknown"] {
+        let body = format!(r#"{{"network":"{network}","reasons":["stale: the registry is not reached"]}}"#);
+        let serving = daemon(&host, 1, says(http(&body)));
+        assert_eq!(run(&mut host, "STATUS", "").ok().stdout, "");
+        serving.join().unwrap();
+    }
+    // Nobody listens any more.
+    run(&mut host, "STATUS", "").ok();
+}
+
+#[test]
+fn status_when_what_answers_is_not_understood_or_hangs_is_subnet_envs_word_in_bounded_time() {
+    let mut host = Host::new();
+    for text in [
+        String::new(),
+        "\0\u{ffff}garbage".repeat(20_000),
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        http(r#"{"network":"none","reasons":[""#),
+        http(r#"{"network":"nonesuch"}"#),
+        "HTTP/1.1 200 OK\r\ncontent-length: 4000000\r\n\r\n".to_owned() + &" ".repeat(200_000),
+    ] {
+        let serving = daemon(&host, 1, says(text));
+        run(&mut host, "STATUS", "").ok();
+        serving.join().unwrap();
+    }
+    // Accepts and says nothing, or the beginning of an answer, for as long as it takes the other side to give up.
+    for beginning in ["", "HTTP/1.1 200 OK\r\n"] {
+        let serving = daemon(&host, 1, move |mut stream| {
+            let _ = stream.write_all(beginning.as_bytes());
+            let mut all = Vec::new();
+            let _ = stream.read_to_end(&mut all);
+        });
+        let begun = Instant::now();
+        run(&mut host, "STATUS", "").ok();
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        serving.join().unwrap();
+    }
+    // Listens and does not even accept; then its queue is full.
+    let path = host.path("subnet.env.sock");
+    std::fs::remove_file(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let begun = Instant::now();
+    run(&mut host, "STATUS", "").ok();
+    rustix::net::listen(&listener, 0).unwrap();
+    run(&mut host, "STATUS", "").ok();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn status_when_the_delegate_is_another_plugin_is_that_plugins_word() {
+    let mut host = Host::new();
+    let script = |host: &Host, text: &str| {
+        let file = host.path("bin/other");
+        std::fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let mut status = |text: &str| {
+        script(&host, text);
+        run(&mut host, "STATUS", r#","delegate":{"type":"other"}"#)
+    };
+    status("test \"$CNI_COMMAND\" = STATUS && grep -q FLANNEL /dev/stdin || exit 0").ok();
+    let failing = |code: u32, msg: &str| format!("echo '{{\"code\":{code},\"msg\":\"{msg}\"}}'; exit 1");
+    status(&failing(4, "unknown CNI_COMMAND: STATUS")).ok();
+    assert_eq!(status(&failing(51, "limited")).failure(), (51, "limited".into()));
+    assert_eq!(status(&failing(999, "broken")).failure(), (50, "broken".into()));
+    assert_eq!(
+        status(&failing(1, "incompatible CNI versions")).failure(),
+        (50, "incompatible CNI versions".into())
     );
 }
 

@@ -155,7 +155,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 }
 
 /// Where `subnet.env` is by default.
-pub const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
+pub const DEFAULT_SUBNET_FILE: &str = fabric::status::SUBNET_FILE;
 
 const KUBE: Option<&str> = Some("Kubernetes as the registry");
 
