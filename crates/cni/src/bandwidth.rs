@@ -18,6 +18,23 @@ use crate::json::{FieldError, Object};
 use crate::netns::{self, Sides, kernel_text};
 use crate::result::{AddResult, Interface};
 
+/// Keys of the configuration that this build takes into account.
+pub const KEYS: &[&str] = &[
+    "cniVersion",
+    "name",
+    "type",
+    "capabilities",
+    "ipam",
+    "dns",
+    "prevResult",
+    "args",
+    "runtimeConfig",
+    "ingressRate",
+    "ingressBurst",
+    "egressRate",
+    "egressBurst",
+];
+
 /// Limits in bits a second and bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Limits {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::call::{Environment, Verb};
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::json::{self, Object};
 use crate::process::{self, Output};
 use crate::result::{AddResult, version_of};
@@ -41,7 +41,18 @@ pub fn find(plugin: &str, path: &str) -> Result<PathBuf, Failure> {
 /// Runs a plugin and returns what it printed; the error is its own error object, unchanged.
 pub fn run(plugin: &str, verb: Verb, stdin: &[u8], env: &Environment) -> Result<Vec<u8>, Failure> {
     let file = find(plugin, &env.path)?;
-    let output = execute(&file, verb, stdin, TIME_LIMIT)
+    let mut command = Command::new(&file);
+    // All else is inherited, unless the call is about another attachment than our own, or about one where ours is about none.
+    for (name, value) in [
+        ("CNI_CONTAINERID", &env.container_id),
+        ("CNI_NETNS", &env.netns),
+        ("CNI_IFNAME", &env.ifname),
+    ] {
+        if std::env::var_os(name).unwrap_or_default().to_string_lossy() != *value {
+            command.env(name, value);
+        }
+    }
+    let output = execute(&mut command, verb, stdin, TIME_LIMIT)
         .map_err(|e| Failure::internal(format!("cannot run plugin {}: {e}", file.display())))?;
     if output.status.success() {
         // Forwarded on success only: on failure it is part of the error.
@@ -49,6 +60,23 @@ pub fn run(plugin: &str, verb: Verb, stdin: &[u8], env: &Environment) -> Result<
         return Ok(output.stdout);
     }
     Err(explain(&output))
+}
+
+/// Runs a plugin's STATUS; one without this verb is ready as soon as it is there.
+pub fn status(plugin: &str, stdin: &[u8], env: &Environment) -> Result<(), Failure> {
+    match run(plugin, Verb::Status, stdin, env) {
+        Err(failure)
+            if failure.code == Code::InvalidEnvironment as u32 && failure.msg.contains("CNI_COMMAND") =>
+        {
+            Ok(())
+        }
+        Err(failure) if matches!(failure.code, 50 | 51) => Err(failure),
+        Err(failure) => Err(Failure {
+            code: Code::NotAvailable as u32,
+            ..failure
+        }),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Runs a plugin's ADD and reads its result. The second value is the version the result is in.
@@ -99,8 +127,8 @@ fn explain(output: &Output) -> Failure {
     })
 }
 
-fn execute(file: &Path, verb: Verb, stdin: &[u8], limit: Duration) -> io::Result<Output> {
-    process::run(Command::new(file).env("CNI_COMMAND", verb.as_str()), stdin, limit)
+fn execute(command: &mut Command, verb: Verb, stdin: &[u8], limit: Duration) -> io::Result<Output> {
+    process::run(command.env("CNI_COMMAND", verb.as_str()), stdin, limit)
 }
 
 #[cfg(test)]
@@ -190,9 +218,14 @@ mod tests {
             &format!("sleep 300 & echo $! > {}; wait", mark.display()),
         );
         let started = Instant::now();
-        let error = execute(&file, Verb::Add, b"{}", Duration::from_millis(500))
-            .err()
-            .unwrap();
+        let error = execute(
+            &mut Command::new(&file),
+            Verb::Add,
+            b"{}",
+            Duration::from_millis(500),
+        )
+        .err()
+        .unwrap();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(started.elapsed() < Duration::from_secs(30));
         let child = std::fs::read_to_string(mark).unwrap();

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::bridge::{self, HOST_LOCAL};
 use crate::call::{Call, Verb};
+use crate::chain::{self, Chain};
 use crate::delegate;
 use crate::failure::{Code, Failure};
 use crate::flannel::netconf::{Delegate, NetConf};
@@ -39,6 +40,7 @@ pub fn add(call: &Call) -> Result<String, Failure> {
     let conf = NetConf::load(call).map_err(load)?;
     let env = load_env(&conf)?;
     let delegate = netconf::build(&conf, &env)?;
+    let chain = Chain::of(call)?;
     let state = State::create(&conf.data_dir, &call.env.container_id, &call.env.ifname)?;
     let legacy = matches!(state.load()?, Saved::Legacy(_));
     let begun = state.begin(&delegate.text)?;
@@ -46,11 +48,23 @@ pub fn add(call: &Call) -> Result<String, Failure> {
         Way::Native => add_native(call, &conf, &delegate),
         Way::Exec => add_by_exec(call, &delegate, begun == Begun::Fresh && !legacy),
     };
-    match outcome {
-        Ok(result) => {
+    let outcome = match (outcome, chain) {
+        (Ok(result), Some(chain)) => {
             state.commit(&begun, &delegate.text)?;
-            Ok(result)
+            chain.add(call, &state, &result).map_err(|failed| {
+                let bytes = delegate.text.as_bytes();
+                let undone = run_del(call, &delegate.kind, &delegate.config, bytes).is_ok();
+                (failed.failure, failed.clean && undone)
+            })
         }
+        (Ok(result), None) => {
+            state.commit(&begun, &delegate.text)?;
+            return Ok(result);
+        }
+        (failed, _) => failed,
+    };
+    match outcome {
+        Ok(result) => Ok(result),
         Err((failure, clean)) => {
             // What was there before belongs to another ADD. What is left of this one is a DEL's work.
             if clean && begun == Begun::Fresh {
@@ -102,16 +116,31 @@ fn add_by_exec(call: &Call, delegate: &Delegate, ours: bool) -> Result<String, (
     Err((failure, clean))
 }
 
-/// DEL: what was saved decides; subnet.env is not needed.
+/// DEL: what was saved decides; subnet.env is not needed. Nothing of it is forgotten before all of it is undone.
 pub fn del(call: &Call) -> Result<(), Failure> {
     let conf = NetConf::load(call).map_err(Failure::internal)?;
-    let Some(state) = State::open(&conf.data_dir, &call.env.container_id, &call.env.ifname)? else {
-        return clean_up(call, &conf);
+    let state = State::open(&conf.data_dir, &call.env.container_id, &call.env.ifname)?;
+    let chained = match Chain::of_attachment(call, state.as_ref()) {
+        Ok(chain) => chain.map_or(Ok(()), |chain| chain.del(call)),
+        Err(failure) => Err(failure),
+    };
+    let Some(state) = state else {
+        return chained.and(clean_up(call, &conf));
     };
     let saved = state.load()?;
-    let (Saved::Own(bytes) | Saved::Legacy(bytes)) = &saved else {
-        clean_up(call, &conf)?;
-        return Ok(state.forget(&saved, true)?);
+    let keep_legacy = match del_saved(call, &conf, &state, &saved) {
+        Ok(keep_legacy) => keep_legacy,
+        Err(failure) => return chained.and(Err(failure)),
+    };
+    chained?;
+    Ok(state.forget(&saved, keep_legacy)?)
+}
+
+/// True when Go's file still stands for another attachment.
+fn del_saved(call: &Call, conf: &NetConf, state: &State, saved: &Saved) -> Result<bool, Failure> {
+    let (Saved::Own(bytes) | Saved::Legacy(bytes)) = saved else {
+        clean_up(call, conf)?;
+        return Ok(true);
     };
     let Some((kind, config)) = read_saved(bytes) else {
         let id = &call.env.container_id;
@@ -120,17 +149,23 @@ pub fn del(call: &Call) -> Result<(), Failure> {
             "the saved configuration of {id} in {} is broken; cleaning up by container id instead",
             conf.data_dir
         );
-        clean_up(call, &conf)?;
-        return Ok(state.forget(&saved, false)?);
+        clean_up(call, conf)?;
+        return Ok(false);
     };
-    match way(call, &kind, &config) {
-        Way::Native => bridge::del(&call.delegated(config.clone(), bytes.clone()))?,
-        Way::Exec => delegate::run(&kind, Verb::Del, bytes, &call.env).map(drop)?,
-    }
+    run_del(call, &kind, &config, bytes)?;
     // Go's one file may stand for more attachments than this one: as long as another has an address, it is needed.
-    let keep =
-        matches!(saved, Saved::Legacy(_)) && others_hold_addresses(call, &config, &state.other_interfaces());
-    Ok(state.forget(&saved, keep)?)
+    Ok(matches!(saved, Saved::Legacy(_)) && others_hold_addresses(call, &config, &state.other_interfaces()))
+}
+
+fn run_del(call: &Call, kind: &str, config: &Value, bytes: &[u8]) -> Result<(), Failure> {
+    match way(call, kind, config) {
+        Way::Native => bridge::del(
+            &call
+                .with_verb(Verb::Del)
+                .delegated(config.clone(), bytes.to_vec()),
+        ),
+        Way::Exec => delegate::run(kind, Verb::Del, bytes, &call.env).map(drop),
+    }
 }
 
 fn read_saved(bytes: &[u8]) -> Option<(String, Value)> {
@@ -177,12 +212,7 @@ fn clean_up(call: &Call, conf: &NetConf) -> Result<(), Failure> {
 /// In this process when the delegate is a bridge with host-local and every key is one we know; otherwise the plugin on
 /// `CNI_PATH`, and ours after all when there is none there.
 fn way(call: &Call, kind: &str, config: &Value) -> Way {
-    let forced = call
-        .fields()
-        .flag_or(NATIVE_KEY, true)
-        .is_ok_and(|native| !native)
-        || std::env::var_os(EXEC_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0");
-    if kind != "bridge" || forced {
+    if kind != "bridge" || exec_is_forced(call) {
         return Way::Exec;
     }
     if knows_all(config) || delegate::find(kind, &call.env.path).is_err() {
@@ -190,6 +220,13 @@ fn way(call: &Call, kind: &str, config: &Value) -> Way {
     } else {
         Way::Exec
     }
+}
+
+/// Every plugin behind flannel is to be a process of its own.
+pub fn exec_is_forced(call: &Call) -> bool {
+    let native = call.fields().flag_or(NATIVE_KEY, true);
+    native.is_ok_and(|native| !native)
+        || std::env::var_os(EXEC_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 fn knows_all(config: &Value) -> bool {
@@ -231,13 +268,19 @@ fn knows_all(config: &Value) -> bool {
 pub fn check(call: &Call) -> Result<(), Failure> {
     let conf = NetConf::load(call).map_err(Failure::internal)?;
     let state = State::open(&conf.data_dir, &call.env.container_id, &call.env.ifname)?;
-    let saved = match state.map(|state| state.load()).transpose()? {
+    let chain = Chain::of_attachment(call, state.as_ref())?;
+    check_saved(call, &conf, state.as_ref())?;
+    chain.map_or(Ok(()), |chain| chain.check(call))
+}
+
+fn check_saved(call: &Call, conf: &NetConf, state: Option<&State>) -> Result<(), Failure> {
+    let saved = match state.map(State::load).transpose()? {
         Some(Saved::Own(bytes) | Saved::Legacy(bytes)) => read_saved(&bytes),
         Some(Saved::Missing) | None => None,
     };
     let known = saved.or_else(|| {
         let env = subnet_env::load(&conf.subnet_file).ok()?;
-        netconf::build(&conf, &env)
+        netconf::build(conf, &env)
             .ok()
             .map(|delegate| (delegate.kind, delegate.config))
     });
@@ -290,17 +333,9 @@ pub fn status(call: &Call) -> Result<(), Failure> {
         Way::Native => {
             host_local::status(&call.delegated(delegate.config.clone(), delegate.text.into_bytes()))
         }
-        Way::Exec => delegate::run(&delegate.kind, Verb::Status, delegate.text.as_bytes(), &call.env)
-            .map(drop)
-            .or_else(|failure| match failure.code {
-                // A plugin without this verb is ready as soon as it is there.
-                code if code == Code::InvalidEnvironment as u32 && failure.msg.contains("CNI_COMMAND") => {
-                    Ok(())
-                }
-                50 | 51 => Err(failure),
-                _ => Err(not_available(failure)),
-            }),
-    }
+        Way::Exec => delegate::status(&delegate.kind, delegate.text.as_bytes(), &call.env),
+    }?;
+    chain::status(call)
 }
 
 /// GC: attachments of this network that are not listed are deleted as their DEL would.
@@ -361,6 +396,7 @@ pub fn gc(call: &Call) -> Result<(), Failure> {
         }
         failures.extend(bridge::gc(&call.delegated(inner, Vec::new())).err());
     }
+    failures.extend(chain::gc(call, &valid).err());
     crate::gc::all_of(failures)
 }
 
@@ -371,21 +407,23 @@ fn collect(
     kind: &str,
     saved: &Value,
 ) -> Result<(), Failure> {
-    let mut gone = call
-        .delegated(saved.clone(), attachment.text.clone())
-        .with_verb(Verb::Del);
+    let mut gone = call.with_verb(Verb::Del);
     gone.env.container_id.clone_from(&attachment.container);
     gone.env.ifname = attachment.ifname.clone().unwrap_or_default();
     // Its namespace is not known to us, and gone with the container.
     gone.env.netns = String::new();
-    match (way(&gone, kind, saved), &attachment.ifname) {
-        (Way::Native, _) => bridge::del(&gone)?,
-        (Way::Exec, Some(_)) => drop(delegate::run(kind, Verb::Del, &attachment.text, &gone.env)?),
+    let state = State::open(&conf.data_dir, &attachment.container, &gone.env.ifname)?;
+    match (way(call, kind, saved), &attachment.ifname) {
+        (Way::Native, None) => run_del(&gone, kind, saved, &attachment.text)?,
         // A delegate wants to know the interface.
         (Way::Exec, None) => return Ok(()),
+        (_, Some(_)) => {
+            let chain = Chain::of_attachment(&gone, state.as_ref())?;
+            let chained = chain.map_or(Ok(()), |chain| chain.del(&gone));
+            chained.and(run_del(&gone, kind, saved, &attachment.text))?;
+        }
     }
-    let ifname = attachment.ifname.clone().unwrap_or_default();
-    let Some(state) = State::open(&conf.data_dir, &attachment.container, &ifname)? else {
+    let Some(state) = state else {
         return Ok(());
     };
     let bytes = attachment.text.clone();

@@ -8,6 +8,7 @@ pub mod args;
 pub mod bandwidth;
 pub mod bridge;
 pub mod call;
+pub mod chain;
 pub mod delegate;
 pub mod failure;
 pub mod files;

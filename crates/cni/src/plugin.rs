@@ -74,7 +74,8 @@ impl Plugin {
         }
     }
 
-    fn run(self, call: &Call) -> Result<String, Failure> {
+    /// Does what a checked call asks for; the text is the answer, empty where there is none.
+    pub fn run(self, call: &Call) -> Result<String, Failure> {
         let print = |result: crate::result::AddResult| result.print(&call.version);
         let silent = |()| String::new();
         match (self, call.verb) {

@@ -34,12 +34,7 @@ pub fn add(call: &Call) -> Result<AddResult, Failure> {
         return Ok(previous);
     }
     let lock = netfilter::lock();
-    let done = config
-        .addresses
-        .iter()
-        .flatten()
-        .try_for_each(|address| forward(&config, *address));
-    if let Err(e) = done {
+    if let Err(e) = forward(&config) {
         // A failed ADD leaves nothing.
         let _ = unforward(&config);
         return Err(Failure::internal(e));
@@ -62,13 +57,18 @@ pub fn add(call: &Call) -> Result<AddResult, Failure> {
     Ok(previous)
 }
 
-fn forward(config: &Config, address: ipnet::IpNet) -> Result<(), String> {
+fn forward(config: &Config) -> Result<(), String> {
+    let addresses: Vec<ipnet::IpNet> = config.addresses.iter().flatten().copied().collect();
     match config.backend {
-        Some(Backend::Iptables) => iptables::forward(config, address),
-        Some(Backend::Nftables) => nft::forward(config, address),
-        None => iptables::forward(config, address).or_else(|first| {
-            // Only where nothing but nftables works; otherwise the first reason is the one to know.
-            nft::forward(config, address).map_err(|_| first)
+        Some(Backend::Iptables) => addresses
+            .iter()
+            .try_for_each(|address| iptables::forward(config, *address)),
+        Some(Backend::Nftables) => nft::forward(config, &addresses),
+        None => addresses.iter().try_for_each(|address| {
+            iptables::forward(config, *address).or_else(|first| {
+                // Only where nothing but nftables works; otherwise the first reason is the one to know.
+                nft::forward(config, &[*address]).map_err(|_| first)
+            })
         }),
     }
 }

@@ -8,6 +8,8 @@ mod rig;
 mod attachments;
 #[path = "plugins/calls.rs"]
 mod calls;
+#[path = "plugins/chain.rs"]
+mod chain;
 #[path = "plugins/go.rs"]
 mod go;
 #[path = "plugins/golden.rs"]

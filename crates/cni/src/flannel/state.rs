@@ -2,7 +2,9 @@
 //!
 //! `<data dir>/<container id>` is Go's: one file per container, the last attachment wins. Beside it,
 //! `<data dir>/.v2/<container id>/<interface>` has one per attachment and is what counts for us; Go's file is kept for a node that
-//! is rolled back. A container id cannot start with a dot, an interface name cannot hold a colon.
+//! is rolled back. A container id cannot start with a dot, an interface name cannot hold a colon. Where flannel ran more plugins
+//! after its delegate, `<interface>:chain` and `<interface>:result` say what is to be undone of them: made after the attachment's own
+//! file and removed before it.
 
 use std::os::fd::OwnedFd;
 
@@ -15,6 +17,10 @@ use crate::files::{self, FileError};
 const LIMIT: usize = 4 << 20;
 /// In a container's folder: the legacy file was there before our first attachment, so it is of one that Go made.
 const FOREIGN: &str = ":legacy";
+/// After an interface's name: the plugins that ran after the delegate.
+const CHAIN: &str = ":chain";
+/// After an interface's name: the result of the last of them.
+const RESULT: &str = ":result";
 
 /// Saved configurations of one container.
 #[derive(Debug)]
@@ -205,6 +211,48 @@ impl State {
         Ok(())
     }
 
+    /// Saves what a DEL needs of the plugins that run after the delegate, before they do. What an earlier ADD has left goes first.
+    pub fn save_chain(&self, text: &str) -> Result<(), FileError> {
+        self.forget_chain()?;
+        self.save_beside(CHAIN, text)
+    }
+
+    /// Saves the result of the last of those plugins.
+    pub fn save_result(&self, text: &str) -> Result<(), FileError> {
+        self.save_beside(RESULT, text)
+    }
+
+    /// What was saved of the plugins after the delegate, and the result of the last one.
+    pub fn chain(&self) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+        let own = self.own_folder(false).ok()??;
+        let read = |suffix| files::read_at(&own, &self.beside(suffix), LIMIT).ok();
+        Some((read(CHAIN)?, read(RESULT)))
+    }
+
+    fn save_beside(&self, suffix: &str, text: &str) -> Result<(), FileError> {
+        let name = self.beside(suffix);
+        let own = self.own_folder(true)?;
+        let own = own.ok_or_else(|| self.fail("open", &self.container, Errno::NOENT))?;
+        // Not replaced: a crash in between would leave a temporary name that keeps the folder from going.
+        files::create_new(&own, &name, text.as_bytes(), 0o600)
+            .map_err(|e| self.fail("open", &name, e))
+            .map(drop)
+    }
+
+    fn forget_chain(&self) -> Result<(), FileError> {
+        if let Some(own) = self.own_folder(false)? {
+            for suffix in [RESULT, CHAIN] {
+                let name = self.beside(suffix);
+                files::remove(&own, &name).map_err(|e| self.fail("remove", &name, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn beside(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.ifname)
+    }
+
     /// What is known of the attachment.
     pub fn load(&self) -> Result<Saved, FileError> {
         let own = self.own_folder(false)?;
@@ -237,6 +285,7 @@ impl State {
     /// Forgets the attachment, whose configuration was `saved`. `keep_legacy`: Go's file still stands for another one.
     pub fn forget(&self, saved: &Saved, keep_legacy: bool) -> Result<(), FileError> {
         let fail = |e| self.fail("remove", &self.container, e);
+        self.forget_chain()?;
         match saved {
             Saved::Own(bytes) => {
                 if let Some(own) = self.own_folder(false)? {

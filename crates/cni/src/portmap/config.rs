@@ -10,6 +10,26 @@ use crate::failure::Failure;
 use crate::json::{FieldError, Object, parse_ip};
 use crate::result::AddResult;
 
+/// Keys of the configuration that this build takes into account.
+pub const KEYS: &[&str] = &[
+    "cniVersion",
+    "name",
+    "type",
+    "capabilities",
+    "ipam",
+    "dns",
+    "prevResult",
+    "args",
+    "runtimeConfig",
+    "backend",
+    "snat",
+    "masqAll",
+    "markMasqBit",
+    "externalSetMarkChain",
+    "conditionsV4",
+    "conditionsV6",
+];
+
 /// Mark bit for packets to be masqueraded; Kubernetes uses 14 and 15, Calico 20 to 31.
 const MARK_BIT: i64 = 13;
 

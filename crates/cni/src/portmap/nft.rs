@@ -3,12 +3,24 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use kernel::NetlinkError;
+use kernel::nl::{Attributes, Message, Protocol, Socket};
+use rustix::io::Errno;
 
 use crate::netfilter::run;
 use crate::portmap::config::Config;
 
 const TABLE: &str = "cni_hostport";
 const CHAINS: [&str; 3] = ["hostports", "hostip_hostports", "masquerading"];
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETRULE`.
+const GET_RULE: u16 = 0x0a07;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_USERDATA: u16 = 7;
+const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 
 fn family(v6: bool) -> &'static str {
     if v6 { "ip6" } else { "ip" }
@@ -21,8 +33,23 @@ fn target(ip: IpAddr, port: u16) -> String {
     }
 }
 
-/// Adds the mappings to one address, replacing those the container has there.
-pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
+/// Adds the mappings to a container's addresses, replacing those it has there: one transaction.
+pub fn forward(config: &Config, addresses: &[IpNet]) -> Result<(), String> {
+    let mut text = String::new();
+    for address in addresses {
+        text.push_str(&transaction(config, *address)?);
+    }
+    if text.is_empty() {
+        return Ok(());
+    }
+    match run("nft", &["-f", "-"], &text) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err("could not find nftables binary: executable file not in $PATH".to_owned()),
+        Err(e) => Err(format!("unable to set up nftables rules for port mappings: {e}")),
+    }
+}
+
+fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
     let v6 = address.addr().is_ipv6();
     let (ip, conditions) = (family(v6), config.conditions_of(v6).join(" "));
     let table = format!("{ip} {TABLE}");
@@ -46,7 +73,7 @@ pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
     if config.snat {
         line("add chain @ masquerading { type nat hook postrouting priority 100; }");
     }
-    for (chain, handle) in handles(v6, &config.container)? {
+    for (chain, handle) in rules_of(&config.container, v6)? {
         line(&format!("delete rule @ {chain} handle {handle}"));
     }
     let comment = &config.container;
@@ -78,56 +105,70 @@ pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
             ));
         }
     }
-    match run("nft", &["-f", "-"], &text) {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err("could not find nftables binary: executable file not in $PATH".to_owned()),
-        Err(e) => Err(format!("unable to set up nftables rules for port mappings: {e}")),
-    }
+    Ok(text)
 }
 
-/// Chains and handles of a container's rules in one family.
-fn handles(v6: bool, container: &str) -> Result<Vec<(String, String)>, String> {
-    let suffix = format!(" comment \"{container}\" # handle ");
-    Ok(rules(v6)?
-        .into_iter()
-        .filter_map(|(chain, rule)| {
-            let (_, handle) = rule.split_once(&suffix)?;
-            Some((chain, handle.trim().to_owned()))
+/// Chains and handles of a container's rules in one family, asked of the kernel itself: `nft` lists a table in a process of its own,
+/// and two tables in one only since a newer version.
+fn rules_of(container: &str, v6: bool) -> Result<Vec<(String, u64)>, String> {
+    let listed = || -> Result<Vec<(String, u64)>, NetlinkError> {
+        let header = [if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }, 0, 0, 0];
+        let request = Message::new("list rules", GET_RULE, 0)
+            .raw(&header)
+            .text(NFTA_RULE_TABLE, TABLE);
+        Socket::open(Protocol::Netfilter)?.dump(&request, Vec::new, |found, reply| {
+            found.extend(rule_of(container, reply.attributes(header.len())));
         })
-        .collect())
+    };
+    match listed() {
+        Ok(found) => Ok(found),
+        // A kernel without nftables has no rules in it.
+        Err(e) if e.is_unsupported() || e.is_absent() || e.is(Errno::INVAL) => Ok(Vec::new()),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
-/// Every rule of our chains as listed, with its chain.
-fn rules(v6: bool) -> Result<Vec<(String, String)>, String> {
-    let listed = match run("nft", &["-a", "list", "table", family(v6), TABLE], "") {
-        Ok(listed) => listed.unwrap_or_default(),
-        // No such table: nobody has used it yet.
-        Err(e) if e.contains("No such file or directory") => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let mut chain = String::new();
-    let mut found = Vec::new();
-    for line in listed.lines().map(str::trim) {
-        if let Some(rest) = line.strip_prefix("chain ") {
-            rest.split(' ').next().unwrap_or_default().clone_into(&mut chain);
-        } else if line.contains("# handle ") && CHAINS.contains(&chain.as_str()) {
-            found.push((chain.clone(), line.to_owned()));
+/// Chain and handle of a rule, if it is in our table and its comment is the container's id.
+fn rule_of(container: &str, attributes: Attributes<'_>) -> Option<(String, u64)> {
+    let (mut table, mut chain, mut handle, mut ours) = (None, None, None, false);
+    for attribute in attributes {
+        match attribute.kind {
+            NFTA_RULE_TABLE => table = attribute.text(),
+            NFTA_RULE_CHAIN => chain = attribute.text(),
+            NFTA_RULE_HANDLE => handle = attribute.value.try_into().ok().map(u64::from_be_bytes),
+            NFTA_RULE_USERDATA => ours = comment(attribute.value) == Some(container.as_bytes()),
+            _ => {}
         }
     }
-    Ok(found)
+    let chain = chain.filter(|name| CHAINS.contains(name))?;
+    (ours && table == Some(TABLE)).then_some((chain.to_owned(), handle?))
 }
 
-/// Removes a container's rules in both families.
-pub fn unforward(config: &Config) -> Result<(), String> {
-    for v6 in [false, true] {
-        let lines = handles(v6, &config.container)?;
-        let lines: String = lines
-            .into_iter()
-            .map(|(chain, handle)| format!("delete rule {} {TABLE} {chain} handle {handle}\n", family(v6)))
-            .collect();
-        if !lines.is_empty() {
-            run("nft", &["-f", "-"], &lines).map_err(|e| format!("error deleting nftables rules: {e}"))?;
+/// The comment in a rule's user data, which libnftnl writes as type, length and value with a final NUL.
+fn comment(mut data: &[u8]) -> Option<&[u8]> {
+    while let [kind, length, rest @ ..] = data {
+        let (value, after) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == NFTNL_UDATA_RULE_COMMENT {
+            return Some(value.strip_suffix(&[0]).unwrap_or(value));
         }
+        data = after;
+    }
+    None
+}
+
+/// Removes a container's rules in both families: one transaction, and none when there are none.
+pub fn unforward(config: &Config) -> Result<(), String> {
+    let mut text = String::new();
+    for v6 in [false, true] {
+        for (chain, handle) in rules_of(&config.container, v6)? {
+            text.push_str(&format!(
+                "delete rule {} {TABLE} {chain} handle {handle}\n",
+                family(v6)
+            ));
+        }
+    }
+    if !text.is_empty() {
+        run("nft", &["-f", "-"], &text).map_err(|e| format!("error deleting nftables rules: {e}"))?;
     }
     Ok(())
 }
@@ -141,11 +182,26 @@ pub fn check(config: &Config, address: IpNet) -> Result<(), String> {
         (true, true) => 1,
         (true, false) => 2,
     };
-    let have = handles(v6, &config.container)?;
+    let have = rules_of(&config.container, v6)?;
     for (chain, wanted) in [("hostports", ports), ("masquerading", masquerades)] {
         if have.iter().filter(|(at, _)| at == chain).count() < wanted {
             return Err(format!("missing hostport rules in {chain:?} chain"));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comment_when_user_data_has_it_anywhere_is_found_and_broken_data_has_none() {
+        assert_eq!(comment(b"\0\x03c1\0"), Some(&b"c1"[..]));
+        assert_eq!(comment(b"\x01\x02xy\0\x03c1\0\x01\0"), Some(&b"c1"[..]));
+        assert_eq!(comment(b"\0\x02c1"), Some(&b"c1"[..]));
+        for none in [&b""[..], b"\0", b"\0\x09c1", b"\x01\x01x", b"\x01"] {
+            assert_eq!(comment(none), None, "{none:?}");
+        }
+    }
 }

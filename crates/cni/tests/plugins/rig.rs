@@ -314,11 +314,16 @@ impl Host {
 
     /// Nothing of any container is left: no veth, no reservation, no saved configuration, no rule.
     pub fn assert_nothing_left(&self, network: &str) {
+        self.assert_nothing_left_but(network, &[]);
+    }
+
+    /// As [`Host::assert_nothing_left`] but for rules that all containers share.
+    pub fn assert_nothing_left_but(&self, network: &str, shared: &[String]) {
         // A namespace that is removed takes its links with it later, by a worker of the kernel.
         let veths = || -> Vec<String> {
             self.links()
                 .into_iter()
-                .filter(|l| l.starts_with("veth"))
+                .filter(|l| l.starts_with("veth") || l.starts_with("bwp"))
                 .collect()
         };
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -330,7 +335,7 @@ impl Host {
         assert_eq!(self.reservations(network), []);
         assert_eq!(self.saved(), Vec::<String>::new());
         assert!(!self.exists("networks/.owners"), "index left");
-        assert_eq!(self.nat(), Vec::<String>::new());
+        assert_eq!(self.nat(), shared);
     }
 }
 
