@@ -41,6 +41,16 @@ pub const TESTS: &[Need] = &[
     ("/usr/lib/cni/portmap", "containernetworking-plugins"),
 ];
 
+/// Container runtimes that drive the CNI plugins, and what their containers run.
+pub const RUNTIMES: &[Need] = &[
+    ("podman", "podman"),
+    ("conmon", "conmon"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("runc", "runc"),
+    ("/bin/busybox", "busybox-static"),
+];
+
 /// Refuses to go on where labs cannot be made.
 pub fn check_machine() -> Result<()> {
     if !cfg!(target_os = "linux") {

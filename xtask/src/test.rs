@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::cargo::{Tally, cargo, executables, run as run_command, test};
-use crate::packages::{ETCD, LAB, TESTS, check_machine, ensure};
+use crate::packages::{ETCD, LAB, RUNTIMES, TESTS, check_machine, ensure};
 use crate::say;
 
 const HELP: &str = "\
@@ -98,6 +98,12 @@ const SUITES: &[Suite] = &[
         shown: true,
     },
     Suite {
+        name: "runtimes",
+        about: "podman and containerd of Debian with our CNI plugins on two hosts",
+        arguments: &["--workspace", "--test", "runtimes"],
+        shown: false,
+    },
+    Suite {
         name: "documents",
         about: "the commands shown in the documents",
         arguments: &["--workspace", "--test", "documents"],
@@ -137,7 +143,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         chosen = SUITES.iter().collect();
     }
     check_machine()?;
-    ensure(&[LAB, ETCD, TESTS])?;
+    ensure(&[LAB, ETCD, TESTS, RUNTIMES])?;
     // Compiled first and together, so that no suite's time is a compiler's. Always the whole workspace: a part of it would have
     // other features of its dependencies, which are then compiled once more.
     run_command(&mut cargo(&["build", "--locked", "--workspace", "--bins"]))?;
