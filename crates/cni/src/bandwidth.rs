@@ -4,6 +4,8 @@
 
 pub mod shaping;
 
+use std::collections::HashSet;
+
 use fabric::object::LinkName;
 use kernel::nl::{Message, flag};
 use kernel::rtnl::Rtnl;
@@ -14,6 +16,8 @@ use crate::bridge::link_name;
 use crate::bridge::masquerade::hash;
 use crate::call::Call;
 use crate::failure::Failure;
+use crate::host_local::owner_of;
+use crate::host_local::store::Owner;
 use crate::json::{FieldError, Object};
 use crate::netns::{self, Sides, kernel_text};
 use crate::result::{AddResult, Interface};
@@ -95,9 +99,13 @@ fn parse(call: &Call) -> Result<Config, Failure> {
 /// Names of the device for what the container sends. Go's does not tell a container's interfaces apart; the second one does, for
 /// when the first is another attachment's.
 fn devices(call: &Call) -> Result<[LinkName; 2], Failure> {
-    let (network, env) = (&call.name, &call.env);
-    let shared = hash(&format!("{network}{}", env.container_id), 12);
-    let own = hash(&format!("{network}{}:{}", env.container_id, env.ifname), 12);
+    devices_of(&call.name, &owner_of(call))
+}
+
+fn devices_of(network: &str, owner: &Owner) -> Result<[LinkName; 2], Failure> {
+    let Owner { container, ifname } = owner;
+    let shared = hash(&format!("{network}{container}"), 12);
+    let own = hash(&format!("{network}{container}:{ifname}"), 12);
     Ok([
         link_name(&format!("bwp{shared}"))?,
         link_name(&format!("bwp{own}"))?,
@@ -221,6 +229,43 @@ pub fn del(call: &Call) -> Result<(), Failure> {
     let [shared, own] = devices(call)?;
     if !host.delete_link_by_name(own).map_err(said)? {
         host.delete_link_by_name(shared).map_err(said)?;
+    }
+    Ok(())
+}
+
+/// GC: devices of containers of this network that are not listed. A device does not tell a network: it goes when its container
+/// still has an address reserved here, where nobody has collected that yet.
+pub fn gc(call: &Call) -> Result<(), Failure> {
+    let Some(valid) = crate::gc::valid_attachments(call)? else {
+        return Ok(());
+    };
+    let gone = crate::gc::unlisted_by_default_store(&call.name, &valid)?;
+    forget(&call.name, gone.iter().map(|(owner, _)| owner), &valid)
+}
+
+/// Removes the devices of attachments that are gone. The one that does not tell a container's interfaces apart stays as long as
+/// another attachment of the container does.
+pub fn forget<'a>(
+    network: &str,
+    gone: impl Iterator<Item = &'a Owner>,
+    valid: &[Owner],
+) -> Result<(), Failure> {
+    let stays: HashSet<&str> = valid.iter().map(|owner| owner.container.as_str()).collect();
+    let mut theirs = HashSet::new();
+    for owner in gone {
+        let [shared, own] = devices_of(network, owner)?;
+        theirs.insert(own);
+        if !stays.contains(owner.container.as_str()) {
+            theirs.insert(shared);
+        }
+    }
+    if theirs.is_empty() {
+        return Ok(());
+    }
+    let mut host = Rtnl::open().map_err(said)?;
+    let is_theirs = |link: &ObservedLink| &*link.kind == "ifb" && theirs.contains(&link.name);
+    for link in host.links().map_err(said)?.into_iter().filter(is_theirs) {
+        host.delete_link_by_name(link.name).map_err(said)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use fabric::object::LinkName;
 use crate::bridge::config::Config;
 use crate::call::{Call, Verb};
 use crate::failure::{Code, Failure};
-use crate::host_local::store::Owner;
+use crate::host_local::store::{Owner, Store};
 use crate::{delegate, host_local};
 
 pub use add::{AddFailure, add};
@@ -57,17 +57,32 @@ pub fn status(call: &Call) -> Result<(), Failure> {
     }
 }
 
-/// GC: masquerading of attachments of this network that are not listed, then the IPAM plugin's.
+/// GC: of attachments of this network that are not listed, the link, masquerading, published ports and limits, then what the IPAM
+/// plugin has.
 pub fn gc(call: &Call) -> Result<(), Failure> {
     let config = Config::load(call)?;
-    let Some(valid) = crate::gc::valid_attachments(call)? else {
+    let Some(mut valid) = crate::gc::valid_attachments(call)? else {
         return Ok(());
     };
     // Going on after an error, and reporting all of them.
     let mut failures = Vec::new();
-    if config.ip_masq {
-        failures.extend(masquerade::sweep(&call.name, &valid).err());
+    if config.ipam == HOST_LOCAL {
+        let ipam = host_local::config::Config::load(call)?;
+        if let Some(mut store) = Store::open(&ipam.data_dir, &ipam.network)? {
+            let all = store.all()?;
+            let gone = crate::gc::unlisted(&mut store, &valid)?;
+            drop(store);
+            let stays = |owner: &Owner| !gone.iter().any(|(gone, _)| gone == owner);
+            valid.extend(all.into_keys().filter(stays));
+            for (owner, _) in &gone {
+                failures.extend(del::remove_host_end(owner, config.bridge.as_str()).err());
+            }
+            failures.extend(crate::gc::forget_companions(&call.name, &gone, &valid).err());
+        }
     }
+    // Rules may be older than the configuration, so they are looked for whatever that says now.
+    failures.extend(masquerade::sweep(&call.name, &valid).err());
+    // The addresses last: whoever gets one meets nothing of its former holder.
     let ipam = match config.ipam.as_str() {
         "" => Ok(()),
         HOST_LOCAL => host_local::gc(call),

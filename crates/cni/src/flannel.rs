@@ -1,6 +1,7 @@
 //! The plugin `flannel`: makes a delegate's configuration out of what flanneld wrote, and runs the delegate.
 
 pub mod daemon;
+mod gc;
 pub mod netconf;
 pub mod state;
 pub mod subnet_env;
@@ -17,8 +18,10 @@ use crate::delegate;
 use crate::failure::{Code, Failure};
 use crate::flannel::netconf::{Delegate, NetConf};
 use crate::flannel::state::{Begun, Saved, State};
-use crate::host_local::{self, store::Owner};
+use crate::host_local;
 use crate::json::{self, Object};
+
+pub use gc::gc;
 
 /// Set (to anything but `0`), every delegate is a process of its own.
 pub const EXEC_VARIABLE: &str = "FLANNEL_CNI_EXEC";
@@ -336,101 +339,4 @@ pub fn status(call: &Call) -> Result<(), Failure> {
         Way::Exec => delegate::status(&delegate.kind, delegate.text.as_bytes(), &call.env),
     }?;
     chain::status(call)
-}
-
-/// GC: attachments of this network that are not listed are deleted as their DEL would.
-pub fn gc(call: &Call) -> Result<(), Failure> {
-    let conf = NetConf::load(call).map_err(Failure::internal)?;
-    let Some(mut valid) = crate::gc::valid_attachments(call)? else {
-        return Ok(());
-    };
-    let mut failures = Vec::new();
-    let mut config = None;
-    for attachment in state::all(&conf.data_dir)? {
-        let Some((kind, saved)) = read_saved(&attachment.text) else {
-            continue;
-        };
-        if Object::of(&saved)
-            .ok()
-            .and_then(|o| o.string("name").ok().flatten())
-            != Some(&call.name)
-        {
-            continue;
-        }
-        let listed = |owner: &Owner| {
-            // Go's file does not tell which interface it is of.
-            owner.container == attachment.container
-                && attachment.ifname.as_ref().is_none_or(|i| owner.ifname == *i)
-        };
-        if kind == "bridge" {
-            config = Some(saved.clone());
-        }
-        if valid.iter().any(listed) {
-            continue;
-        }
-        let owner = Owner::new(
-            &attachment.container,
-            attachment.ifname.as_deref().unwrap_or_default(),
-        );
-        if attachment.is_young() && bridge::has_host_end(&owner) {
-            // Perhaps of an ADD that the caller did not know of yet when it made its list.
-            valid.push(owner);
-            continue;
-        }
-        failures.extend(collect(call, &conf, &attachment, &kind, &saved).err());
-    }
-    // Reservations and rules without a saved configuration of their own.
-    let config = config.or_else(|| {
-        let env = subnet_env::load(&conf.subnet_file).ok()?;
-        netconf::build(&conf, &env).ok().map(|delegate| delegate.config)
-    });
-    if let Some(mut inner) = config.filter(|config| way(call, conf.delegate_type(), config) == Way::Native) {
-        if let Some(map) = inner.as_object_mut() {
-            let list = valid
-                .iter()
-                .map(|o| serde_json::json!({ "containerID": o.container, "ifname": o.ifname }));
-            map.insert(
-                "cni.dev/valid-attachments".to_owned(),
-                Value::Array(list.collect()),
-            );
-        }
-        failures.extend(bridge::gc(&call.delegated(inner, Vec::new())).err());
-    }
-    failures.extend(chain::gc(call, &valid).err());
-    crate::gc::all_of(failures)
-}
-
-fn collect(
-    call: &Call,
-    conf: &NetConf,
-    attachment: &state::Attachment,
-    kind: &str,
-    saved: &Value,
-) -> Result<(), Failure> {
-    let mut gone = call.with_verb(Verb::Del);
-    gone.env.container_id.clone_from(&attachment.container);
-    gone.env.ifname = attachment.ifname.clone().unwrap_or_default();
-    // Its namespace is not known to us, and gone with the container.
-    gone.env.netns = String::new();
-    let state = State::open(&conf.data_dir, &attachment.container, &gone.env.ifname)?;
-    match (way(call, kind, saved), &attachment.ifname) {
-        (Way::Native, None) => run_del(&gone, kind, saved, &attachment.text)?,
-        // A delegate wants to know the interface.
-        (Way::Exec, None) => return Ok(()),
-        (_, Some(_)) => {
-            let chain = Chain::of_attachment(&gone, state.as_ref())?;
-            let chained = chain.map_or(Ok(()), |chain| chain.del(&gone));
-            chained.and(run_del(&gone, kind, saved, &attachment.text))?;
-        }
-    }
-    let Some(state) = state else {
-        return Ok(());
-    };
-    let bytes = attachment.text.clone();
-    let saved = if attachment.ifname.is_some() {
-        Saved::Own(bytes)
-    } else {
-        Saved::Legacy(bytes)
-    };
-    Ok(state.forget(&saved, false)?)
 }

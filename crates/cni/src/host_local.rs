@@ -85,14 +85,8 @@ pub fn gc(call: &Call) -> Result<(), Failure> {
     let Some(mut store) = Store::open(&config.data_dir, &config.network)? else {
         return Ok(());
     };
-    for (owner, _) in store.all()? {
-        // A file that names no interface is kept as long as any interface of its container is.
-        let keep = |v: &Owner| {
-            v.container == owner.container && (owner.ifname.is_empty() || v.ifname == owner.ifname)
-        };
-        if !valid.iter().any(keep) {
-            store.release(&owner, &[])?;
-        }
+    for (owner, _) in crate::gc::unlisted(&mut store, &valid)? {
+        store.release(&owner, &[])?;
     }
     Ok(())
 }

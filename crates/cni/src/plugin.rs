@@ -104,6 +104,7 @@ impl Plugin {
             (Plugin::Bandwidth, Verb::Add) => bandwidth::add(call).and_then(print),
             (Plugin::Bandwidth, Verb::Del) => bandwidth::del(call).map(silent),
             (Plugin::Bandwidth, Verb::Check) => bandwidth::check(call).map(silent),
+            (Plugin::Bandwidth, Verb::Gc) => bandwidth::gc(call).map(silent),
             _ => Ok(String::new()),
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod conntrack;
+pub mod forget;
 pub mod iptables;
 pub mod nft;
 
@@ -143,11 +144,14 @@ pub fn check(call: &Call) -> Result<(), Failure> {
     Ok(())
 }
 
-/// GC: the rules of containers of this network that are not listed go.
+/// GC: the rules of containers of this network that are not listed go. nftables rules do not tell a network: they go when their
+/// container still has an address reserved here, where nobody has collected that yet.
 pub fn gc(call: &Call) -> Result<(), Failure> {
     let Some(valid) = crate::gc::valid_attachments(call)? else {
         return Ok(());
     };
+    let gone = crate::gc::unlisted_by_default_store(&call.name, &valid)?;
+    forget::forget(&call.name, &forget::Gone::among(&gone, &valid)).map_err(Failure::internal)?;
     let _lock = netfilter::lock();
     iptables::sweep(&call.name, |id| valid.iter().any(|owner| owner.container == id))
         .map_err(Failure::internal)

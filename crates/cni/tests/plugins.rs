@@ -26,3 +26,5 @@ mod link;
 mod ports;
 #[path = "plugins/status.rs"]
 mod status;
+#[path = "plugins/sweep.rs"]
+mod sweep;

@@ -11,7 +11,11 @@ use crate::bridge::{HOST_LOCAL, link_name};
 use crate::call::{Call, Verb};
 use crate::delegate;
 use crate::failure::Failure;
-use crate::host_local::{self, config::Config as HostLocal, store::Store};
+use crate::host_local::{
+    self,
+    config::Config as HostLocal,
+    store::{Owner, Store},
+};
 use crate::netns::{self, Sides, kernel_text};
 
 /// Detaches a container.
@@ -141,26 +145,33 @@ fn remove_link(call: &Call, bridge: &str) -> Result<Vec<IpNet>, Failure> {
                 .collect());
         }
     }
-    remove_host_end(call, bridge)
-        .map(|()| Vec::new())
-        .map_err(|e| said("delete", e))
+    remove_host_end(&host_local::owner_of(call), bridge).map(|()| Vec::new())
 }
 
 /// Removes the host's end by its name, where the container's is out of sight: a namespace that lives on under no path would keep
 /// an address that is about to be handed out again.
-fn remove_host_end(call: &Call, bridge: &str) -> Result<(), kernel::NetlinkError> {
-    let (Ok(name), Ok(bridge)) = (super::host_end(&host_local::owner_of(call)), link_name(bridge)) else {
+pub(super) fn remove_host_end(owner: &Owner, bridge: &str) -> Result<(), Failure> {
+    let (Ok(name), Ok(bridge)) = (super::host_end(owner), link_name(bridge)) else {
         return Ok(());
     };
-    let mut host = Rtnl::open()?;
-    let Some(link) = host.link_by_name(name)? else {
-        return Ok(());
+    let remove = || -> Result<(), kernel::NetlinkError> {
+        let mut host = Rtnl::open()?;
+        let Some(link) = host.link_by_name(name)? else {
+            return Ok(());
+        };
+        let master = host.link_by_name(bridge)?.map(|bridge| bridge.index);
+        if &*link.kind == "veth" && master.is_some() && link.master == master {
+            host.delete_link_by_name(name)?;
+        }
+        Ok(())
     };
-    let master = host.link_by_name(bridge)?.map(|bridge| bridge.index);
-    if &*link.kind == "veth" && master.is_some() && link.master == master {
-        host.delete_link_by_name(name)?;
-    }
-    Ok(())
+    remove().map_err(|e| {
+        Failure::internal(format!(
+            "failed to delete {:?}: {}",
+            name.as_str(),
+            kernel_text(&e)
+        ))
+    })
 }
 
 fn is_global(ip: IpAddr) -> bool {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +18,8 @@ use crate::json::parse_ip;
 
 /// Bytes of a reservation that are read: an id of 255, a name of 15 and white space fit.
 const RESERVATION_LIMIT: usize = 4096;
+/// A reservation that is not older may be of an ADD that the runtime does not know of yet.
+const YOUNG: Duration = Duration::from_secs(60);
 const LAST_PREFIX: &str = "last_reserved_ip.";
 
 /// Who holds an address. Very old files name no interface.
@@ -200,6 +203,14 @@ impl Store {
     pub fn is_reserved(&self, ip: IpAddr) -> bool {
         let content = files::read_at(&self.folder, &ip.to_string(), RESERVATION_LIMIT);
         content.is_ok_and(|content| Owner::parse(&content).is_some())
+    }
+
+    /// The reservation was written within the last minute.
+    pub fn is_young(&self, ip: IpAddr) -> bool {
+        let stat = rustix::fs::statat(&self.folder, ip.to_string(), AtFlags::SYMLINK_NOFOLLOW);
+        let written = stat.ok().and_then(|stat| u64::try_from(stat.st_mtime).ok());
+        let written = written.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        written.is_some_and(|at| at.elapsed().map_or(true, |age| age < YOUNG))
     }
 
     /// Address last handed out of a range set.

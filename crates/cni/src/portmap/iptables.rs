@@ -22,6 +22,12 @@ pub fn chain(network: &str, container: &str) -> String {
     format!("CNI-DN-{}", hash(&format!("{network}{container}"), 21))
 }
 
+/// The container's chain, and the one it had in a version long ago.
+pub fn chains(network: &str, container: &str) -> [String; 2] {
+    let old = format!("CNI-SN-{}", hash(&format!("{network}{container}"), 21));
+    [chain(network, container), old]
+}
+
 /// A shared rule: its chain, the rest of it, and whether it goes before the others.
 struct Shared(&'static str, String, bool);
 
@@ -221,12 +227,7 @@ fn stale_entries(present: &str, chain: &str) -> Vec<String> {
 
 /// Removes the container's chain and what leads there, in one family or both.
 pub fn unforward(config: &Config) -> Result<(), String> {
-    let own = chain(&config.network, &config.container);
-    // Of a version long ago.
-    let old = format!(
-        "CNI-SN-{}",
-        hash(&format!("{}{}", config.network, config.container), 21)
-    );
+    let [own, old] = chains(&config.network, &config.container);
     let [v4, of_v6] = &config.addresses;
     let known = config.previous.is_some() && (v4.is_some() || of_v6.is_some());
     let (mut usable, mut errors) = (false, Vec::new());
