@@ -8,6 +8,7 @@ pub mod config;
 pub mod del;
 pub mod device;
 pub mod masquerade;
+mod second_default;
 
 use fabric::object::LinkName;
 

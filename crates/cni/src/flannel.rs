@@ -155,9 +155,14 @@ fn del_saved(call: &Call, conf: &NetConf, state: &State, saved: &Saved) -> Resul
         clean_up(call, conf)?;
         return Ok(false);
     };
+    let is_legacy = matches!(saved, Saved::Legacy(_));
+    if is_legacy && is_of_another_network(call, &config) {
+        clean_up(call, conf)?;
+        return Ok(true);
+    }
     run_del(call, &kind, &config, bytes)?;
     // Go's one file may stand for more attachments than this one: as long as another has an address, it is needed.
-    Ok(matches!(saved, Saved::Legacy(_)) && others_hold_addresses(call, &config, &state.other_interfaces()))
+    Ok(is_legacy && others_hold_addresses(call, &config, &state.other_interfaces()))
 }
 
 fn run_del(call: &Call, kind: &str, config: &Value, bytes: &[u8]) -> Result<(), Failure> {
@@ -175,6 +180,24 @@ fn read_saved(bytes: &[u8]) -> Option<(String, Value)> {
     let config = json::parse(bytes).ok()?;
     let kind = Object::of(&config).ok()?.string("type").ok()??.to_owned();
     Some((kind, config))
+}
+
+/// Go's file was written by an attachment of the container to another network: that network has addresses of the container, but
+/// none of this interface.
+fn is_of_another_network(call: &Call, config: &Value) -> bool {
+    let name = Object::of(config)
+        .ok()
+        .and_then(|o| o.string("name").ok().flatten());
+    let delegated = call.delegated(config.clone(), Vec::new());
+    if name == Some(&call.name) || !others_hold_addresses(call, config, &[]) {
+        return false;
+    }
+    let holds = |ipam: host_local::config::Config| {
+        let mut store = host_local::store::Store::open(&ipam.data_dir, &ipam.network).ok()??;
+        store.held_by(&host_local::owner_of(call)).ok()
+    };
+    let held = host_local::config::Config::load(&delegated).ok().and_then(holds);
+    held.is_none_or(|held| held.is_empty())
 }
 
 fn others_hold_addresses(call: &Call, config: &Value, except: &[String]) -> bool {

@@ -5,6 +5,7 @@ pub mod conntrack;
 pub mod forget;
 pub mod iptables;
 pub mod nft;
+pub mod presence;
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -113,10 +114,14 @@ fn link_towards(ip: IpAddr) -> Option<String> {
 
 /// DEL: the container's rules; none is fine.
 ///
-/// Without mappings in the configuration there is nothing to remove: a runtime that had any sends them again.
+/// A runtime that had mappings need not send them again: Multus has forgotten by then what a pod asked for.
 pub fn del(call: &Call) -> Result<(), Failure> {
     let config = parse(call)?;
-    if config.mappings.is_empty() {
+    let is_there = || match config.backend {
+        Some(Backend::Nftables) => presence::has_rule(nft::TABLE, &config.container),
+        _ => presence::has_chain(&iptables::chain(&config.network, &config.container)),
+    };
+    if config.mappings.is_empty() && !is_there() {
         return Ok(());
     }
     let _lock = netfilter::lock();

@@ -18,10 +18,18 @@ mod golden;
 mod host_local;
 #[path = "plugins/kill.rs"]
 mod kill;
+#[path = "plugins/libcni.rs"]
+mod libcni;
 #[path = "plugins/limits.rs"]
 mod limits;
 #[path = "plugins/link.rs"]
 mod link;
+#[path = "plugins/multus.rs"]
+mod multus;
+#[path = "plugins/multus_pods.rs"]
+mod multus_pods;
+#[path = "plugins/multus_seed.rs"]
+mod multus_seed;
 #[path = "plugins/ports.rs"]
 mod ports;
 #[path = "plugins/status.rs"]

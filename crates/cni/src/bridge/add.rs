@@ -17,6 +17,7 @@ use kernel::rtnl::veth::VethPair;
 use crate::bridge::config::Config;
 use crate::bridge::device::{ensure_bridge, ensure_gateway};
 use crate::bridge::masquerade::{self, Masquerade};
+use crate::bridge::second_default;
 use crate::bridge::{HOST_LOCAL, host_end, link_name};
 use crate::call::Call;
 use crate::call::Verb;
@@ -113,6 +114,9 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
             (result.ips, result.routes, result.dns) = (ipam.ips, ipam.routes, ipam.dns);
             add_gateways(&config, &mut result);
             configure(&sides, &mut pod, &config, ifname, &link, &result)?;
+            if config.is_default_gateway {
+                second_default::warn(&mut pod, call, link.index);
+            }
             if config.is_gateway {
                 ensure_gateway(&mut host, &config, bridge.index, &result)?;
             }
@@ -180,7 +184,7 @@ impl Made<'_> {
         // The link first: its address must not be handed out while it answers.
         let mut clean = pod.delete_link_by_name(self.ifname).is_ok();
         if let Some((masquerade, addresses)) = &self.masquerade {
-            clean &= masquerade::teardown(masquerade, addresses).is_ok();
+            clean &= masquerade::teardown(masquerade, addresses, &[]).is_ok();
         }
         match self.ipam.as_deref() {
             None => {}

@@ -41,7 +41,12 @@ pub fn del(call: &Call) -> Result<(), Failure> {
         delegate::run(&config.ipam, Verb::Del, &call.stdin, &call.env)?;
     }
     if config.ip_masq && !config.ipam.is_empty() {
-        masquerade::teardown(&Masquerade::of(call, config.masq_backend.as_deref()), &addresses)?;
+        let others = match &native {
+            Some(ipam) if addresses.is_empty() => others(call, &ipam.data_dir)?,
+            _ => Vec::new(),
+        };
+        let masquerade = Masquerade::of(call, config.masq_backend.as_deref());
+        masquerade::teardown(&masquerade, &addresses, &others)?;
     }
     Ok(())
 }
@@ -67,9 +72,26 @@ pub fn clean_up(
     addresses.extend(reserved.iter().map(|ip| IpNet::from(*ip)));
     host_local::release(data_dir, &call.name, &owner, &[])?;
     match masquerading {
-        Some(backend) => masquerade::teardown(&Masquerade::of(call, backend.as_deref()), &addresses),
+        Some(backend) => {
+            let others = match addresses.as_slice() {
+                [] => others(call, data_dir)?,
+                _ => Vec::new(),
+            };
+            masquerade::teardown(&Masquerade::of(call, backend.as_deref()), &addresses, &others)
+        }
         None => Ok(()),
     }
+}
+
+/// Addresses of the container's other attachments in the network, whose masquerading has to stay.
+fn others(call: &Call, data_dir: &str) -> Result<Vec<IpAddr>, Failure> {
+    let own = host_local::owner_of(call);
+    let Some(mut store) = Store::open(data_dir, &call.name)? else {
+        return Ok(Vec::new());
+    };
+    let all = store.all()?.into_iter();
+    let of_container = all.filter(|(owner, _)| owner.container == own.container && *owner != own);
+    Ok(of_container.flat_map(|(_, ips)| ips).collect())
 }
 
 /// The container's link is a veth whose other end is a port of the bridge.

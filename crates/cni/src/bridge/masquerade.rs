@@ -4,6 +4,8 @@
 //! With iptables one transaction does it all. What is there already is only listed when that transaction is refused, which
 //! happens when a second attachment of the container shares the chain (its name does not contain the interface's).
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use sha2::{Digest, Sha512};
 
@@ -101,18 +103,18 @@ pub fn setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Failure
 }
 
 /// Removes the rules for these addresses, and the chain when no other attachment of the container uses it. Without addresses
-/// every rule of the container in this network goes.
-pub fn teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Failure> {
+/// every rule of the container in this network goes but for those of `others`: addresses of its other attachments there.
+pub fn teardown(masquerade: &Masquerade, addresses: &[IpNet], others: &[IpAddr]) -> Result<(), Failure> {
     let _lock = netfilter::lock();
     let nft_first = masquerade.backend.as_deref() == Some("nftables");
     // The attachment may be of another version or configuration than this call.
     if nft_first {
         nft_teardown(masquerade).map_err(Failure::internal)?;
-        return iptables_teardown(masquerade, addresses)
+        return iptables_teardown(masquerade, addresses, others)
             .map(drop)
             .map_err(Failure::internal);
     }
-    let found = iptables_teardown(masquerade, addresses).map_err(Failure::internal)?;
+    let found = iptables_teardown(masquerade, addresses, others).map_err(Failure::internal)?;
     if !found {
         nft_teardown(masquerade).map_err(Failure::internal)?;
     }
@@ -188,7 +190,11 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
 }
 
 /// Removes what iptables holds; true when there was something.
-fn iptables_teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<bool, String> {
+fn iptables_teardown(
+    masquerade: &Masquerade,
+    addresses: &[IpNet],
+    others: &[IpAddr],
+) -> Result<bool, String> {
     let mut found = false;
     for v6 in [false, true] {
         let of_family: Vec<IpNet> = addresses
@@ -218,7 +224,7 @@ fn iptables_teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<boo
             }
         }
         let Some(present) = save(v6)? else { continue };
-        let lines = leftovers(&present, &chain, &of_family);
+        let lines = leftovers(&present, &chain, &of_family, others);
         if !lines.is_empty() {
             restore(v6, &lines)?;
             found = true;
@@ -227,9 +233,9 @@ fn iptables_teardown(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<boo
     Ok(found)
 }
 
-/// What to remove of a nat table: jumps into the chain from these addresses (from all when there are none), and the chain
-/// itself once nothing else jumps there.
-fn leftovers(present: &str, chain: &str, addresses: &[IpNet]) -> Vec<String> {
+/// What to remove of a nat table: jumps into the chain from these addresses (when there are none, from all but `keep`), and the
+/// chain itself once nothing else jumps there.
+fn leftovers(present: &str, chain: &str, addresses: &[IpNet], keep: &[IpAddr]) -> Vec<String> {
     let target = format!(" -j {chain}");
     let (mut lines, mut others) = (Vec::new(), false);
     for line in present
@@ -243,7 +249,11 @@ fn leftovers(present: &str, chain: &str, addresses: &[IpNet]) -> Vec<String> {
                 .iter()
                 .any(|source| line.contains(&format!(" -s {source} ")))
         };
-        if addresses.is_empty() || addresses.iter().any(source) {
+        let gone = match addresses {
+            [] => !keep.iter().any(|ip| source(&IpNet::from(*ip))),
+            _ => addresses.iter().any(source),
+        };
+        if gone {
             lines.push(line.replacen("-A", "-D", 1));
         } else {
             others = true;
@@ -283,7 +293,7 @@ pub fn sweep(network: &str, valid: &[Owner]) -> Result<(), Failure> {
                 ifname: String::new(),
                 backend: None,
             };
-            let lines = leftovers(&present, &ours.chain(), &[]);
+            let lines = leftovers(&present, &ours.chain(), &[], &[]);
             if !lines.is_empty() {
                 restore(v6, &lines).map_err(Failure::internal)?;
             }
@@ -441,16 +451,21 @@ mod tests {
         }
         table.push_str("-A POSTROUTING -s 10.244.7.2/32 -j CNI-other\n");
         let jump = |i: usize| rules(&m, nets[i])[2].replacen("-A", "-D", 1);
-        assert_eq!(leftovers(&table, &chain, &nets[..1]), [jump(0)]);
+        assert_eq!(leftovers(&table, &chain, &nets[..1], &[]), [jump(0)]);
         let gone = [format!("-F {chain}"), format!("-X {chain}")];
         assert_eq!(
-            leftovers(&table, &chain, &nets),
+            leftovers(&table, &chain, &nets, &[]),
             [&[jump(0), jump(1)][..], &gone[..]].concat()
         );
-        assert_eq!(leftovers(&table, &chain, &[]), leftovers(&table, &chain, &nets));
-        assert_eq!(leftovers("*nat\n", &chain, &nets), Vec::<String>::new());
+        assert_eq!(
+            leftovers(&table, &chain, &[], &[]),
+            leftovers(&table, &chain, &nets, &[])
+        );
+        assert_eq!(leftovers("*nat\n", &chain, &nets, &[]), Vec::<String>::new());
+        // Nothing is known of this attachment any more, but the other one lives.
+        assert_eq!(leftovers(&table, &chain, &[], &[nets[1].addr()]), [jump(0)]);
         // What an old version or a cut off ADD left.
         let old = format!(":{chain} - [0:0]\n-A POSTROUTING -s 10.244.7.0/24 -j {chain}\n");
-        assert_eq!(leftovers(&old, &chain, &nets[..1]).len(), 3);
+        assert_eq!(leftovers(&old, &chain, &nets[..1], &[]).len(), 3);
     }
 }

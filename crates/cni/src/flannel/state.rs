@@ -163,7 +163,7 @@ impl State {
 
     /// Saves a configuration before the delegate runs, unless one is there.
     pub fn begin(&self, text: &str) -> Result<Begun, FileError> {
-        let own = self.own_folder(true)?;
+        let own = self.locked_folder(true)?;
         let Some(own) = own else {
             return Err(self.fail("open", &self.container, Errno::NOENT));
         };
@@ -196,7 +196,7 @@ impl State {
         if *begun == Begun::Fresh {
             return Ok(());
         }
-        let Some(own) = self.own_folder(true)? else {
+        let Some(own) = self.locked_folder(true)? else {
             return Ok(());
         };
         let before = files::read_at(&own, &self.ifname, LIMIT).unwrap_or_default();
@@ -286,24 +286,21 @@ impl State {
     pub fn forget(&self, saved: &Saved, keep_legacy: bool) -> Result<(), FileError> {
         let fail = |e| self.fail("remove", &self.container, e);
         self.forget_chain()?;
+        let own = self.locked_folder(false)?;
         match saved {
             Saved::Own(bytes) => {
-                if let Some(own) = self.own_folder(false)? {
-                    files::remove(&own, &self.ifname).map_err(fail)?;
-                    if self.own_folder_is_gone() {
-                        files::remove(&self.folder, &self.container).map_err(fail)?;
-                    } else {
-                        self.hand_over(&own, bytes)?;
-                    }
+                if let Some(own) = &own {
+                    files::remove(own, &self.ifname).map_err(fail)?;
+                    self.hand_over(own, bytes)?;
                 }
             }
             Saved::Legacy(_) if !keep_legacy => {
-                if let Some(own) = self.own_folder(false)? {
-                    files::remove(&own, FOREIGN).map_err(fail)?;
-                    let others = self.others(&own);
+                if let Some(own) = &own {
+                    files::remove(own, FOREIGN).map_err(fail)?;
+                    let others = self.others(own);
                     match others
                         .first()
-                        .and_then(|other| files::read_at(&own, other, LIMIT).ok())
+                        .and_then(|other| files::read_at(own, other, LIMIT).ok())
                     {
                         Some(text) => {
                             files::replace(&self.folder, &self.container, &text, 0o600).map_err(fail)?
@@ -313,26 +310,28 @@ impl State {
                 } else {
                     files::remove(&self.folder, &self.container).map_err(fail)?;
                 }
-                self.own_folder_is_gone();
+                self.remove_own_folder();
             }
             Saved::Legacy(_) | Saved::Missing => {
-                self.own_folder_is_gone();
+                self.remove_own_folder();
             }
         }
         let _ = rustix::fs::unlinkat(&self.folder, ".v2", AtFlags::REMOVEDIR);
         Ok(())
     }
 
-    /// An attachment of ours is gone and others remain, or only the mark that the legacy file is Go's.
+    /// An attachment of ours is gone: the legacy file becomes a copy of another one's, goes with the last, or stays if it is Go's.
     fn hand_over(&self, own: &OwnedFd, gone: &[u8]) -> Result<(), FileError> {
         let fail = |e| self.fail("open", &self.container, e);
         let foreign = self.is_foreign(own);
         let others = self.others(own);
         let Some(other) = others.first() else {
-            if foreign {
-                files::remove(own, FOREIGN).map_err(fail)?;
+            match foreign {
+                true => files::remove(own, FOREIGN).map_err(fail)?,
+                // Before the folder, so that the next ADD does not take it for Go's.
+                false => files::remove(&self.folder, &self.container).map_err(fail)?,
             }
-            self.own_folder_is_gone();
+            self.remove_own_folder();
             return Ok(());
         };
         if foreign {
@@ -346,13 +345,34 @@ impl State {
         Ok(())
     }
 
-    /// Removes the container's folder if nothing is in it; true when it is gone.
-    fn own_folder_is_gone(&self) -> bool {
+    /// Removes the container's folder if nothing is in it.
+    fn remove_own_folder(&self) {
         let path = format!(".v2/{}", self.container);
-        matches!(
-            rustix::fs::unlinkat(&self.folder, path, AtFlags::REMOVEDIR),
-            Ok(()) | Err(Errno::NOENT)
-        )
+        let _ = rustix::fs::unlinkat(&self.folder, path, AtFlags::REMOVEDIR);
+    }
+
+    /// The container's folder, locked against ADDs and DELs of its other attachments until dropped: runtimes make them at the same
+    /// time.
+    fn locked_folder(&self, create: bool) -> Result<Option<OwnedFd>, FileError> {
+        let path = format!(".v2/{}", self.container);
+        for _ in 0..64 {
+            let Some(own) = self.own_folder(create)? else {
+                return Ok(None);
+            };
+            let locked = rustix::io::retry_on_intr(|| {
+                rustix::fs::flock(&own, rustix::fs::FlockOperation::LockExclusive)
+            });
+            locked.map_err(|e| self.fail("flock", &path, e))?;
+            // Whoever held the lock may have removed the folder.
+            let there = rustix::fs::statat(&self.folder, &path, AtFlags::SYMLINK_NOFOLLOW);
+            let same = rustix::fs::fstat(&own).is_ok_and(|mine| {
+                there.is_ok_and(|there| (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino))
+            });
+            if same {
+                return Ok(Some(own));
+            }
+        }
+        Err(self.fail("flock", &path, Errno::AGAIN))
     }
 
     fn own_folder(&self, create: bool) -> Result<Option<OwnedFd>, FileError> {

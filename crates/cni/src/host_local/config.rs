@@ -49,12 +49,14 @@ impl Config {
 
         let mut requested = Vec::new();
         if let Some(text) = args::value(&call.env.args, "IP")? {
-            requested.extend(parse_requested(text).map_err(|text| {
-                Failure::internal(format!(
-                    "ARGS: error parsing value of pair {:?}: {text}",
-                    format!("IP={text}")
-                ))
-            })?);
+            // Multus puts all of a pod's requests there, which Go's plugin refuses.
+            for one in text.split(',') {
+                let ip = parse_requested(one).map_err(|e| {
+                    let pair = format!("IP={text}");
+                    Failure::internal(format!("ARGS: error parsing value of pair {pair:?}: {e}"))
+                });
+                requested.extend(ip?);
+            }
         }
         for asked in [&network_args, &runtime] {
             for (i, item) in asked.list("ips").map_err(read)?.iter().enumerate() {

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use crate::netfilter::run;
 use crate::portmap::config::Config;
 
-const TABLE: &str = "cni_hostport";
+/// The table, of either family.
+pub const TABLE: &str = "cni_hostport";
 const CHAINS: [&str; 3] = ["hostports", "hostip_hostports", "masquerading"];
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETRULE`.
 const GET_RULE: u16 = 0x0a07;

@@ -145,3 +145,22 @@ fn folder_when_it_cannot_be_made_is_named_in_gos_words() {
         None
     );
 }
+
+#[test]
+fn state_when_attachments_of_a_container_come_and_go_at_once_keeps_each_and_ends_empty() {
+    let room = Room::new();
+    room.state("eth0");
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let room = &room;
+            scope.spawn(move || {
+                let (ifname, text) = (format!("net{i}"), format!("{{\"i\":{i}}}"));
+                for _ in 0..50 {
+                    assert_eq!(room.begin(&ifname, &text), Begun::Fresh);
+                    assert_eq!(room.del(&ifname, false), own(&text));
+                }
+            });
+        }
+    });
+    assert!(room.is_empty(), "{:?}", all(&room.dir()));
+}
