@@ -21,6 +21,8 @@ use crate::result::{AddResult, IpConfig};
 
 /// Holders that an error about an exhausted pool names.
 const HOLDERS_NAMED: usize = 5;
+/// Addresses of a pool that are looked for in other networks, for that error.
+const SIBLINGS_COUNTED: usize = 4096;
 
 /// ADD: reserves one address of each range set.
 pub fn add(call: &Call) -> Result<AddResult, Failure> {
@@ -124,8 +126,7 @@ pub fn allocate(config: &Config, owner: &Owner, flannel: Option<&str>) -> Result
             .iter()
             .position(|ip| set.range_for(*ip).is_some())
             .map(|at| unused.remove(at));
-        let elsewhere = |ip| siblings.as_ref().is_some_and(|s| s.hold(ip));
-        match take(&mut store, owner, i, set, asked, &before, elsewhere) {
+        match take(&mut store, owner, i, set, asked, &before, siblings.as_ref()) {
             Ok(found) => taken.push(found),
             Err(mut failure) => {
                 failure.msg = format!("failed to allocate for range {i}: {}", failure.msg);
@@ -164,8 +165,9 @@ fn take<'a>(
     set: &'a RangeSet,
     asked: Option<IpAddr>,
     before: &[IpAddr],
-    elsewhere: impl FnMut(IpAddr) -> bool,
+    siblings: Option<&Siblings>,
 ) -> Result<(IpAddr, &'a Range), Failure> {
+    let elsewhere = |ip| siblings.is_some_and(|s| s.hold(ip));
     let found = match asked {
         Some(ip) => {
             let Some(range) = set.range_for(ip) else {
@@ -193,7 +195,7 @@ fn take<'a>(
             let last = store.last_reserved(index);
             match store.reserve(owner, set.candidates(last), elsewhere)? {
                 Some(found) => found,
-                None => return Err(exhausted(store, set)),
+                None => return Err(exhausted(store, set, siblings)),
             }
         }
     };
@@ -201,8 +203,8 @@ fn take<'a>(
     Ok(found)
 }
 
-/// The error of a pool without a free address; its details say who holds it.
-fn exhausted(store: &mut Store, set: &RangeSet) -> Failure {
+/// The error of a pool without a free address; its details say who holds it, and how to get rid of the dead.
+fn exhausted(store: &mut Store, set: &RangeSet, siblings: Option<&Siblings>) -> Failure {
     let failure = Failure::internal(format!("no IP addresses available in range set: {set}"));
     let Ok(all) = store.all() else { return failure };
     let held = all
@@ -219,18 +221,31 @@ fn exhausted(store: &mut Store, set: &RangeSet) -> Failure {
                 .to_owned()
         })
         .collect();
+    let mut details = format!("{} held in {}: {}", held.len(), store.path(), names.join(", "));
     let more = held.len().saturating_sub(names.len());
-    let rest = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    failure.with_details(format!(
-        "{} held in {}: {}{rest}",
-        held.len(),
-        store.path(),
-        names.join(", ")
-    ))
+    if more > 0 {
+        details.push_str(&format!(" and {more} more"));
+    }
+    let is_held = |ip: &IpAddr| held.binary_search_by_key(ip, |(ip, _)| *ip).is_ok();
+    let elsewhere = siblings.map_or(0, |siblings| {
+        let ips = set.candidates(None).map(|(ip, _)| ip).take(SIBLINGS_COUNTED);
+        ips.filter(|ip| !is_held(ip) && siblings.hold(*ip)).count()
+    });
+    if elsewhere > 0 {
+        details.push_str(&format!("; {elsewhere} in other networks of flannel's"));
+    }
+    // Of flannel's pods it takes no walk through the machine: each hangs on a link of this host.
+    let seen = siblings.and_then(|_| crate::inventory::beyond_doors());
+    details.push_str(&match seen {
+        Some(seen) => match held.iter().filter(|(ip, _)| !seen.contains(ip)).count() {
+            0 => "; none of them looks dead (`flannelctl ipam list` says more)".to_owned(),
+            dead => format!(
+                "; {dead} of them look dead: `flannelctl ipam list` shows which, `flannelctl ipam gc` frees them"
+            ),
+        },
+        None => "; `flannelctl ipam list` shows which are dead, `flannelctl ipam gc` frees those".to_owned(),
+    });
+    failure.with_details(details)
 }
 
 /// Releases what an attachment holds in a network; returns how many addresses that were.

@@ -1,33 +1,85 @@
-//! Who holds which address on this node, and which of them are alive: for `flannelctl ipam list` and `ipam gc`.
+//! Who holds which address on this node, and who of them is alive: for `flannelctl ipam list` and `ipam gc`.
 //!
-//! A reservation is alive when its address is on an interface of some network namespace; a container that has lost its namespace
-//! cannot use it. One that is younger than a minute may be of an ADD under way.
+//! A container is alive when anything says so: an address of its is on an interface of some network namespace, its host end of
+//! ours is there, a runtime's record names a namespace that exists. It is dead only when everything there is to see has been seen
+//! and nothing said so; what cannot be seen makes it unknown, and nothing unknown is garbage. A reservation that is younger than a
+//! minute, or whose container a plugin is working for, may be of an ADD under way. All of a container's reservations share its
+//! fate.
 
-use std::collections::{BTreeSet, HashSet};
+mod collect;
+mod namespaces;
+mod networks;
+mod records;
+mod sight;
+
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use kernel::netns::Netns;
-use kernel::rtnl::Rtnl;
+use rustix::io::Errno;
 
 use crate::files::{self, FileError};
-use crate::host_local::store::{Owner, Store};
+use crate::flannel::netconf;
+use crate::host_local::config::DATA_DIR;
+use crate::host_local::store::Owner;
 use crate::json::parse_ip;
+
+pub use collect::{Freed, Traces, free};
+pub use networks::{Network, Pool};
+pub(crate) use sight::beyond_doors;
 
 /// Age below which nothing is garbage.
 const YOUNG: Duration = Duration::from_secs(60);
+/// Looks at what may be passing: a pod that is just being made or taken away.
+const LOOKS: u32 = 6;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+/// Bytes of a reservation that are read.
+const LIMIT: usize = 4096;
+
+/// Where a node's plugins keep what they know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Folder with one folder of reservations per network.
+    pub data_dir: String,
+    /// Folder of flannel's saved configurations.
+    pub flannel_dir: String,
+    /// What flanneld wrote about this node's subnet.
+    pub subnet_file: String,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place {
+            data_dir: DATA_DIR.to_owned(),
+            flannel_dir: netconf::DATA_DIR.to_owned(),
+            subnet_file: netconf::SUBNET_FILE.to_owned(),
+        }
+    }
+}
 
 /// Whether a reservation is still needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
-    /// Its address is on an interface.
+    /// Its container is there.
     Alive,
-    /// Its address is on none, but it is less than a minute old.
+    /// Perhaps of an ADD under way.
     Young,
     /// Nobody can be using it.
     Garbage,
+    /// Not to be seen from here.
+    Unknown,
+}
+
+impl State {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Alive => "alive",
+            State::Young => "young",
+            State::Garbage => "garbage",
+            State::Unknown => "unknown",
+        }
+    }
 }
 
 /// A reserved address.
@@ -43,118 +95,138 @@ pub struct Reservation {
     pub since: SystemTime,
     /// Whether it is still needed.
     pub state: State,
+    /// What says so.
+    pub why: String,
 }
 
-/// Every reservation of every network below a folder such as [`crate::host_local::config::DATA_DIR`], in order of network and
-/// address. Changes nothing.
-pub fn list(data_dir: &str) -> Result<Vec<Reservation>, FileError> {
-    let folder = match files::open_folder(data_dir) {
-        Ok(folder) => folder,
-        Err(e) if e.is_absent() => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let alive = addresses_in_use();
-    let mut found = Vec::new();
-    for network in files::folders(&folder).map_err(|e| FileError::new("read", data_dir, e))? {
-        if network.starts_with('.') {
+/// Every reservation, judged.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Inventory {
+    /// In order of network and address.
+    pub reservations: Vec<Reservation>,
+    /// The networks that have a folder.
+    pub networks: Vec<Network>,
+    /// What could not be seen, where that mattered.
+    pub doubts: Vec<String>,
+}
+
+/// Takes stock. Changes nothing.
+pub fn look(place: &Place) -> Result<Inventory, FileError> {
+    let mut looks = 1;
+    loop {
+        let (names, mut reservations) = read(&place.data_dir)?;
+        let judged = judge(place, &mut reservations);
+        if judged.passing && looks < LOOKS {
+            looks += 1;
+            std::thread::sleep(BETWEEN_LOOKS);
             continue;
         }
+        let networks = networks::all(place, names, &reservations);
+        return Ok(Inventory {
+            reservations,
+            networks,
+            doubts: judged.doubts,
+        });
+    }
+}
+
+/// Names of networks, and every reservation, not judged yet.
+fn read(data_dir: &str) -> Result<(Vec<String>, Vec<Reservation>), FileError> {
+    let folder = match files::open_folder(data_dir) {
+        Ok(folder) => folder,
+        Err(e) if e.is_absent() => return Ok((Vec::new(), Vec::new())),
+        Err(e) => return Err(e),
+    };
+    let mut names = files::folders(&folder).map_err(|e| FileError::new("read", data_dir, e))?;
+    names.retain(|name| !name.starts_with('.'));
+    names.sort_unstable();
+    let mut found = Vec::new();
+    for network in &names {
         let path = format!("{data_dir}/{network}");
-        let folder = files::open_folder(&path)?;
+        let folder = match files::open_folder(&path) {
+            Ok(folder) => folder,
+            Err(e) if e.is_absent() => continue,
+            Err(e) => return Err(e),
+        };
         for name in files::names(&folder).map_err(|e| FileError::new("read", path.as_str(), e))? {
             let Some(address) = parse_ip(&name) else { continue };
-            let Ok(content) = files::read_at(&folder, &name, 4096) else {
-                continue;
+            let file = format!("{path}/{name}");
+            let content = match files::read_at(&folder, &name, LIMIT) {
+                Ok(content) => content,
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(FileError::new("open", file, e)),
             };
-            let Some(owner) = Owner::parse(&content) else {
+            let (Some(owner), Ok(since)) = (Owner::parse(&content), written(&file)) else {
                 continue;
-            };
-            let since = std::fs::metadata(format!("{path}/{name}")).and_then(|m| m.modified());
-            let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
-            let young = since.elapsed().map_or(true, |age| age < YOUNG);
-            let state = match (alive.contains(&address), young) {
-                (true, _) => State::Alive,
-                (false, true) => State::Young,
-                (false, false) => State::Garbage,
             };
             found.push(Reservation {
                 network: network.clone(),
                 address,
                 owner,
                 since,
-                state,
+                state: State::Unknown,
+                why: String::new(),
             });
         }
     }
     found.sort_by(|a, b| (&a.network, a.address).cmp(&(&b.network, b.address)));
-    Ok(found)
+    Ok((names, found))
 }
 
-/// Frees the garbage and returns it. Each address is looked at once more under the network's lock: what has changed hands since
-/// stays.
-pub fn collect(data_dir: &str) -> Result<Vec<Reservation>, FileError> {
-    let mut freed = Vec::new();
-    for garbage in list(data_dir)?.into_iter().filter(|r| r.state == State::Garbage) {
-        let Some(mut store) = Store::open(data_dir, &garbage.network)? else {
-            continue;
-        };
-        let held = store.held_by(&garbage.owner)?;
-        let modified =
-            std::fs::metadata(format!("{}/{}", store.path(), garbage.address)).and_then(|m| m.modified());
-        if !held.contains(&garbage.address) || modified.is_ok_and(|at| at != garbage.since) {
-            continue;
-        }
-        store.remove(&[garbage.address])?;
-        let rest: Vec<IpAddr> = held.into_iter().filter(|ip| *ip != garbage.address).collect();
-        store.index(&garbage.owner, &rest);
-        freed.push(garbage);
-    }
-    Ok(freed)
+fn written(file: &str) -> std::io::Result<SystemTime> {
+    std::fs::symlink_metadata(file)?.modified()
 }
 
-/// Addresses on the interfaces of every namespace that has a process or a name.
-fn addresses_in_use() -> HashSet<IpAddr> {
-    let mut seen = BTreeSet::new();
-    let mut used = HashSet::new();
-    for path in namespaces() {
-        // One that goes away meanwhile holds nothing.
-        let Ok(identity) = rustix::fs::stat(&path) else {
-            continue;
-        };
-        if !seen.insert((identity.st_dev, identity.st_ino)) {
-            continue;
-        }
-        let Ok(netns) = Netns::open(&path) else { continue };
-        let Ok(mut rtnl) = Rtnl::open_in(netns.as_fd()) else {
-            continue;
-        };
-        for link in rtnl.links().unwrap_or_default() {
-            used.extend(
-                rtnl.addresses(link.index)
-                    .unwrap_or_default()
-                    .iter()
-                    .map(|a| a.address.addr()),
-            );
-        }
-    }
-    used
+/// What a judgement leaves open.
+struct Judged {
+    doubts: Vec<String>,
+    /// What stood in the way may be gone in a moment.
+    passing: bool,
 }
 
-fn namespaces() -> Vec<PathBuf> {
-    let entries = |folder: &str| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+fn judge(place: &Place, reservations: &mut [Reservation]) -> Judged {
+    let is_young = |since: SystemTime| since.elapsed().map_or(true, |age| age < YOUNG);
+    let young: BTreeSet<&str> = reservations
+        .iter()
+        .filter(|r| is_young(r.since))
+        .map(|r| r.owner.container.as_str())
+        .collect();
+    let sight = sight::look(place, reservations, &young);
+    let fate = |r: &Reservation| -> (State, String) {
+        let container = r.owner.container.as_str();
+        if let Some(why) = sight.alive.get(container) {
+            return (State::Alive, why.clone());
+        }
+        if let Some(why) = sight.busy.get(container) {
+            return (State::Young, why.clone());
+        }
+        if young.contains(container) {
+            let why = match r.since.elapsed() {
+                Err(_) => "its date is in the future",
+                Ok(_) => "less than a minute old",
+            };
+            return (State::Young, why.to_owned());
+        }
+        match sight.doubt_about(r) {
+            Some(doubt) => (State::Unknown, doubt),
+            None => (
+                State::Garbage,
+                "its address is in no network namespace".to_owned(),
+            ),
+        }
     };
-    let named = ["/run/netns", "/var/run/netns", "/run/docker/netns"]
-        .into_iter()
-        .flat_map(entries);
-    let is_process = |path: &PathBuf| {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        name.bytes().all(|b| b.is_ascii_digit())
+    let fates: Vec<(State, String)> = reservations.iter().map(fate).collect();
+    let doubtful = fates.iter().any(|(state, _)| *state == State::Unknown);
+    let judged = Judged {
+        doubts: if doubtful { sight.doubts() } else { Vec::new() },
+        passing: doubtful && sight.is_passing(),
     };
-    let of_processes = entries("/proc")
-        .into_iter()
-        .filter(is_process)
-        .map(|path| path.join(Path::new("ns/net")));
-    named.chain(of_processes).collect()
+    for (reservation, (state, why)) in reservations.iter_mut().zip(fates) {
+        reservation.state = state;
+        reservation.why = why;
+    }
+    judged
 }
+
+/// Containers that something says is alive or being worked for, and what says so.
+type Said = HashMap<String, String>;

@@ -252,7 +252,7 @@ fn peers(peers: &[Peer], all: bool, out: &mut Out) -> Result<(), Ended> {
 }
 
 /// Seconds as a person says them.
-fn span(seconds: u64) -> String {
+pub fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),

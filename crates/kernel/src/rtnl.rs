@@ -2,6 +2,7 @@
 //! the kernel answers; field numbers are those of `linux/if_link.h`, `if_addr.h`, `neighbour.h`, `rtnetlink.h`, `nexthop.h`.
 
 pub mod address;
+pub mod beyond;
 pub mod bridge;
 pub mod forwarding;
 pub mod inventory;

@@ -298,7 +298,13 @@ impl Lab {
             }
             "registry-stop" => {
                 self.kill_store();
-                broken(format!("kill -KILL {}", self.store()?.process.pid), status)
+                let process = &self.store()?.process;
+                // Killed is not gone yet; `registry-start` may be the next thing said.
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+                while process.alive() && std::time::Instant::now() < deadline {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                broken(format!("kill -KILL {}", process.pid), status)
             }
             "registry-start" => {
                 let kind = self.state.store.as_ref().map_or(Kind::Embedded, |s| s.kind);

@@ -58,6 +58,7 @@ fn shell(line: &str) -> std::process::Output {
     Command::new("sh")
         .args(["-c", line])
         .env("PATH", path)
+        .env("FLANNEL_LAB_NAME", name())
         .output()
         .unwrap()
 }
@@ -110,6 +111,9 @@ fn flags_in_the_documents_are_known_to_the_programs() {
         let help = match words.as_slice() {
             ["flanneld", ..] => "flanneld --help".to_owned(),
             ["flannelctl", "lab", verb, ..] => format!("flannelctl lab {verb} --help"),
+            ["flannelctl", command @ ("ipam" | "cni"), verb, ..] => {
+                format!("flannelctl {command} {verb} --help")
+            }
             ["flannelctl", "registry", "serve", ..] => "flannelctl registry serve --help".to_owned(),
             ["flannelctl", "registry", ..] => "flannelctl registry --help".to_owned(),
             ["etcdctl", ..] => "ETCDCTL_API=3 etcdctl --help".to_owned(),

@@ -142,6 +142,15 @@ impl RangeSet {
         self.0.iter().find(|range| range.contains(ip))
     }
 
+    /// How many addresses there are to hand out: gateways are not.
+    pub fn size(&self) -> u128 {
+        let size = |range: &Range| {
+            let all = number(range.end).saturating_sub(number(range.start));
+            all.saturating_add(u128::from(!range.contains(range.gateway)))
+        };
+        self.0.iter().map(size).fold(0, u128::saturating_add)
+    }
+
     /// The set's ranges in order.
     pub fn ranges(&self) -> &[Range] {
         &self.0

@@ -201,8 +201,13 @@ impl Store {
 
     /// There is a file for the address that says who holds it.
     pub fn is_reserved(&self, ip: IpAddr) -> bool {
+        self.holder(ip).is_some()
+    }
+
+    /// Who holds an address.
+    pub fn holder(&self, ip: IpAddr) -> Option<Owner> {
         let content = files::read_at(&self.folder, &ip.to_string(), RESERVATION_LIMIT);
-        content.is_ok_and(|content| Owner::parse(&content).is_some())
+        Owner::parse(&content.ok()?)
     }
 
     /// The reservation was written within the last minute.

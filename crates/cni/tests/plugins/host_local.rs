@@ -169,63 +169,51 @@ fn id_only_files_when_left_by_old_versions_are_found_and_released() {
 }
 
 #[test]
-fn inventory_when_containers_are_gone_knows_their_addresses_for_garbage() {
-    use cni::inventory::{State, collect, list};
+fn pool_when_it_is_full_says_as_go_does_and_then_who_holds_it_and_how_many_look_dead() {
     let mut host = Host::new();
-    for (i, id) in ["alive", "dead", "young"].into_iter().enumerate() {
-        let stdin = host.config("cbr0", "");
+    host.subnet_env("10.244.0.0/16", "10.244.9.1/29", "", "", true);
+    let add = |host: &mut Host, i: usize, network: &str, ifname: &'static str| {
+        let stdin = host.config(network, "");
+        let container = format!("pod{i}");
         let call = Call {
-            container: id,
+            container: &container,
             netns: host.pod(i),
+            ifname,
             ..host.call("flannel", "ADD", stdin)
         };
-        host.run(&call).ok();
-    }
-    // Their namespaces are gone without a DEL; one reservation is old enough to be sure.
-    host.pod_ip(1, &["link", "del", "eth0"]);
-    host.pod_ip(2, &["link", "del", "eth0"]);
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-    for address in ["10.244.7.2", "10.244.7.3"] {
-        let file = std::fs::File::options()
-            .append(true)
-            .open(host.path(&format!("networks/cbr0/{address}")))
-            .unwrap();
-        file.set_modified(old).unwrap();
-    }
-    let data_dir = host.path("networks");
-    let states = |data_dir: &str| -> Vec<(String, State)> {
-        list(data_dir)
-            .unwrap()
-            .into_iter()
-            .map(|r| (r.owner.container, r.state))
-            .collect()
+        host.run(&call)
     };
-    let expected = [
-        ("alive", State::Alive),
-        ("dead", State::Garbage),
-        ("young", State::Young),
-    ];
-    assert_eq!(
-        states(&data_dir),
-        expected.map(|(id, state)| (id.to_owned(), state))
-    );
-    let freed: Vec<String> = collect(&data_dir)
-        .unwrap()
-        .into_iter()
-        .map(|r| r.owner.container)
-        .collect();
-    assert_eq!(freed, ["dead"]);
-    assert_eq!(states(&data_dir).len(), 2);
-    assert!(collect(&data_dir).unwrap().is_empty());
-    // The index knows: the dead one's late DEL finds nothing, the others' find theirs.
-    for (i, id) in ["alive", "dead", "young"].into_iter().enumerate() {
-        let stdin = host.config("cbr0", "");
-        let call = Call {
-            container: id,
-            netns: host.pod(i),
-            ..host.call("flannel", "DEL", stdin)
-        };
-        host.run(&call).ok();
+    for i in 0..4 {
+        add(&mut host, i, "cbr0", "eth0").ok();
     }
-    host.assert_nothing_left("cbr0");
+    add(&mut host, 0, "second", "net1").ok();
+    let full = |host: &mut Host| {
+        let answer = add(host, 4, "cbr0", "eth0");
+        let (code, msg) = answer.failure();
+        assert_eq!(
+            (code, msg.as_str()),
+            (
+                999,
+                "failed to allocate for range 0: no IP addresses available in range set: 10.244.9.1-10.244.9.6"
+            )
+        );
+        answer.json()["details"].as_str().unwrap().to_owned()
+    };
+    let details = full(&mut host);
+    assert!(
+        details.starts_with("4 held in ") && details.contains("10.244.9.2 by pod0 eth0"),
+        "{details}"
+    );
+    assert!(
+        details.contains("; 1 in other networks of flannel's; none of them looks dead"),
+        "{details}"
+    );
+    for i in [1, 2] {
+        host.pod_ip(i, &["link", "del", "eth0"]);
+    }
+    let details = full(&mut host);
+    assert!(
+        details.contains("; 2 of them look dead") && details.contains("`flannelctl ipam gc` frees them"),
+        "{details}"
+    );
 }

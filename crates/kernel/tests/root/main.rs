@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod apply;
+mod beyond;
 mod firewall;
 mod legacy;
 mod monitor;
