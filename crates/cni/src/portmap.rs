@@ -75,13 +75,28 @@ fn forward(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Removes the container's rules wherever an ADD of any configuration may have put them.
+/// Removes the container's rules wherever an ADD of any configuration may have put them: today's backend and ports need not be
+/// those of the ADD.
 fn unforward(config: &Config) -> Result<(), String> {
-    match config.backend {
-        Some(Backend::Nftables) => nft::unforward(config),
-        Some(Backend::Iptables) => iptables::unforward(config),
-        None => iptables::unforward(config).or_else(|first| nft::unforward(config).map_err(|_| first)),
-    }
+    // A runtime that had ports sends them again, as a rule: without any the firewall's program is only asked where there is a reason.
+    let of_iptables = match config.backend {
+        Some(Backend::Nftables) => iptables::may_hold(config),
+        _ => !config.mappings.is_empty() || iptables::may_hold(config),
+    };
+    let by_iptables = match of_iptables {
+        true => iptables::unforward(config),
+        false => Ok(()),
+    };
+    // One that cannot be used matters as long as something may be there.
+    let by_iptables = by_iptables.or_else(|e| {
+        if iptables::may_hold(config) {
+            Err(e)
+        } else {
+            Ok(())
+        }
+    });
+    let by_nft = nft::unforward(config);
+    by_iptables.and(by_nft)
 }
 
 fn forget_flows(config: &Config) {
@@ -117,13 +132,6 @@ fn link_towards(ip: IpAddr) -> Option<String> {
 /// A runtime that had mappings need not send them again: Multus has forgotten by then what a pod asked for.
 pub fn del(call: &Call) -> Result<(), Failure> {
     let config = parse(call)?;
-    let is_there = || match config.backend {
-        Some(Backend::Nftables) => presence::has_rule(nft::TABLE, &config.container),
-        _ => presence::has_chain(&iptables::chain(&config.network, &config.container)),
-    };
-    if config.mappings.is_empty() && !is_there() {
-        return Ok(());
-    }
     let _lock = netfilter::lock();
     unforward(&config).map_err(Failure::internal)
 }

@@ -9,8 +9,7 @@ use std::net::IpAddr;
 use crate::host_local::store::Owner;
 use crate::netfilter::{self, restore, run, save};
 use crate::portmap::iptables::chains;
-
-const TABLE: &str = "cni_hostport";
+use crate::portmap::nft::TABLE;
 
 /// A container that no longer has an attachment in a network, and the addresses it had there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::bridge::masquerade::hash;
 use crate::netfilter::{restore, save};
 use crate::portmap::config::{Config, Mapping};
+use crate::portmap::presence;
 
 const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
@@ -223,6 +224,11 @@ fn stale_entries(present: &str, chain: &str) -> Vec<String> {
         .lines()
         .filter(|line| line.starts_with("-A ") && line.ends_with(&target));
     lines.map(|line| line.replacen("-A", "-D", 1)).collect()
+}
+
+/// The container may have a chain. Asked of the kernel, without a program.
+pub fn may_hold(config: &Config) -> bool {
+    presence::may_have_chain(&chains(&config.network, &config.container))
 }
 
 /// Removes the container's chain and what leads there, in one family or both.

@@ -1,4 +1,5 @@
-//! Port mappings as nftables rules, in the tables of Go's plugin. A rule's comment is its container's id.
+//! Port mappings as nftables rules, in the tables of Go's plugin. A rule's comment is its container's id; which attachment it is of
+//! tells the address in it.
 
 use std::net::IpAddr;
 
@@ -18,6 +19,7 @@ const GET_RULE: u16 = 0x0a07;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
 const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
 const NFPROTO_IPV4: u8 = 2;
@@ -74,7 +76,7 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
     if config.snat {
         line("add chain @ masquerading { type nat hook postrouting priority 100; }");
     }
-    for (chain, handle) in rules_of(&config.container, v6)? {
+    for (chain, handle) in rules_of(&config.container, v6, Some(address.addr()))? {
         line(&format!("delete rule @ {chain} handle {handle}"));
     }
     let comment = &config.container;
@@ -109,16 +111,16 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
     Ok(text)
 }
 
-/// Chains and handles of a container's rules in one family, asked of the kernel itself: `nft` lists a table in a process of its own,
+/// Chains and handles of a container's rules in one family, of those that name an address if one is given; asked of the kernel itself: `nft` lists a table in a process of its own,
 /// and two tables in one only since a newer version.
-fn rules_of(container: &str, v6: bool) -> Result<Vec<(String, u64)>, String> {
+fn rules_of(container: &str, v6: bool, of: Option<IpAddr>) -> Result<Vec<(String, u64)>, String> {
     let listed = || -> Result<Vec<(String, u64)>, NetlinkError> {
         let header = [if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }, 0, 0, 0];
         let request = Message::new("list rules", GET_RULE, 0)
             .raw(&header)
             .text(NFTA_RULE_TABLE, TABLE);
         Socket::open(Protocol::Netfilter)?.dump(&request, Vec::new, |found, reply| {
-            found.extend(rule_of(container, reply.attributes(header.len())));
+            found.extend(rule_of(container, of, reply.attributes(header.len())));
         })
     };
     match listed() {
@@ -129,20 +131,31 @@ fn rules_of(container: &str, v6: bool) -> Result<Vec<(String, u64)>, String> {
     }
 }
 
-/// Chain and handle of a rule, if it is in our table and its comment is the container's id.
-fn rule_of(container: &str, attributes: Attributes<'_>) -> Option<(String, u64)> {
+/// Chain and handle of a rule, if it is in our table, its comment is the container's id, and it names the address.
+fn rule_of(container: &str, of: Option<IpAddr>, attributes: Attributes<'_>) -> Option<(String, u64)> {
     let (mut table, mut chain, mut handle, mut ours) = (None, None, None, false);
+    let mut names_it = of.is_none();
     for attribute in attributes {
         match attribute.kind {
             NFTA_RULE_TABLE => table = attribute.text(),
             NFTA_RULE_CHAIN => chain = attribute.text(),
             NFTA_RULE_HANDLE => handle = attribute.value.try_into().ok().map(u64::from_be_bytes),
+            NFTA_RULE_EXPRESSIONS => names_it = names_it || of.is_some_and(|ip| holds(attribute.value, ip)),
             NFTA_RULE_USERDATA => ours = comment(attribute.value) == Some(container.as_bytes()),
             _ => {}
         }
     }
     let chain = chain.filter(|name| CHAINS.contains(name))?;
-    (ours && table == Some(TABLE)).then_some((chain.to_owned(), handle?))
+    (ours && names_it && table == Some(TABLE)).then_some((chain.to_owned(), handle?))
+}
+
+/// A rule's expressions compare with the address or translate to it: attributes begin at every fourth byte.
+fn holds(expressions: &[u8], ip: IpAddr) -> bool {
+    let at = |octets: &[u8]| expressions.windows(octets.len()).step_by(4).any(|w| w == octets);
+    match ip {
+        IpAddr::V4(ip) => at(&ip.octets()),
+        IpAddr::V6(ip) => at(&ip.octets()),
+    }
 }
 
 /// The comment in a rule's user data, which libnftnl writes as type, length and value with a final NUL.
@@ -157,11 +170,17 @@ fn comment(mut data: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Removes a container's rules in both families: one transaction, and none when there are none.
+/// Removes an attachment's rules in both families: one transaction, and none when there are none. Without its addresses, all of the
+/// container's.
 pub fn unforward(config: &Config) -> Result<(), String> {
     let mut text = String::new();
-    for v6 in [false, true] {
-        for (chain, handle) in rules_of(&config.container, v6)? {
+    let [v4, of_v6] = config.addresses;
+    let known = v4.is_some() || of_v6.is_some();
+    for (v6, address) in [(false, v4), (true, of_v6)] {
+        if known && address.is_none() {
+            continue;
+        }
+        for (chain, handle) in rules_of(&config.container, v6, address.map(|a| a.addr()))? {
             text.push_str(&format!(
                 "delete rule {} {TABLE} {chain} handle {handle}\n",
                 family(v6)
@@ -183,7 +202,7 @@ pub fn check(config: &Config, address: IpNet) -> Result<(), String> {
         (true, true) => 1,
         (true, false) => 2,
     };
-    let have = rules_of(&config.container, v6)?;
+    let have = rules_of(&config.container, v6, Some(address.addr()))?;
     for (chain, wanted) in [("hostports", ports), ("masquerading", masquerades)] {
         if have.iter().filter(|(at, _)| at == chain).count() < wanted {
             return Err(format!("missing hostport rules in {chain:?} chain"));
@@ -195,6 +214,22 @@ pub fn check(config: &Config, address: IpNet) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn expressions_when_an_address_stands_at_a_fourth_byte_hold_it() {
+        let ip = |text: &str| text.parse().unwrap();
+        let bytes = [
+            &[8, 0, 1, 0, 10, 244, 7, 2][..],
+            &[0x20, 1, 0xd, 0xb8],
+            &[0; 11],
+            &[5],
+        ]
+        .concat();
+        assert!(holds(&bytes, ip("10.244.7.2")) && holds(&bytes, ip("2001:db8::5")));
+        assert!(
+            !holds(&bytes, ip("244.7.2.32")) && !holds(&bytes, ip("2001:db8::6")) && !holds(b"", ip("::"))
+        );
+    }
 
     #[test]
     fn comment_when_user_data_has_it_anywhere_is_found_and_broken_data_has_none() {

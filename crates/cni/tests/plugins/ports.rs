@@ -249,6 +249,136 @@ fn ports_when_added_again_are_the_new_ones_alone() {
     }
 }
 
+/// Rules of containers, of any backend.
+fn of_containers(host: &Host) -> Vec<String> {
+    let nft = host.exec(&["nft", "list", "ruleset"]);
+    let nft = nft
+        .lines()
+        .filter(|l| l.contains("dnat to") || l.contains("masquerade comment"));
+    let of_iptables = ["iptables-save", "ip6tables-save"].map(|program| host.exec(&[program, "-t", "nat"]));
+    let of_iptables = of_iptables.iter().flat_map(|text| text.lines());
+    let of_iptables = of_iptables.filter(|l| l.contains("CNI-DN-"));
+    nft.chain(of_iptables).map(|l| l.trim().to_owned()).collect()
+}
+
+#[test]
+fn del_when_the_ports_or_the_backend_of_the_add_are_not_in_it_removes_the_rules_all_the_same() {
+    let mut host = Host::new();
+    host.dual_stack();
+    let result = host.flannel("ADD").ok().json();
+    for (added, deleted) in [
+        ("iptables", r#","backend":"iptables""#),
+        ("nftables", r#","backend":"nftables""#),
+        ("iptables", r#","backend":"nftables""#),
+        ("nftables", r#","backend":"iptables""#),
+        ("iptables", ""),
+        ("nftables", ""),
+    ] {
+        for ports in [String::new(), mappings(TCP)] {
+            for previous in [true, false] {
+                let more = format!(r#"{},"backend":"{added}""#, mappings(TCP));
+                let add = chained(&mut host, "ADD", &result, &more);
+                host.run(&add).ok();
+                assert!(
+                    of_containers(&host).len() >= 4,
+                    "{added}: {:#?}",
+                    of_containers(&host)
+                );
+                let mut del = chained(&mut host, "DEL", &result, &format!("{ports}{deleted}"));
+                if !previous {
+                    del.stdin = del
+                        .stdin
+                        .replace(&format!(r#""prevResult":{result}"#), r#""x":0"#);
+                }
+                host.run(&del).ok();
+                let left = of_containers(&host);
+                assert_eq!(left, Vec::<String>::new(), "{added} {deleted} {ports} {previous}");
+                host.run(&del).ok();
+            }
+        }
+    }
+    // Where nothing is mapped no program is asked.
+    let mut del = chained(&mut host, "DEL", &result, "");
+    let few = host.path("few");
+    std::fs::create_dir(&few).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/nsenter", format!("{few}/nsenter")).unwrap();
+    del.variables.push(("PATH", &few));
+    host.run(&del).ok();
+    // One that is gone while there are rules is told of, so that the runtime comes again.
+    let add = chained(&mut host, "ADD", &result, &mappings(TCP));
+    host.run(&add).ok();
+    host.run(&del).failure();
+    del.variables.clear();
+    host.run(&del).ok();
+    assert_eq!(of_containers(&host), Vec::<String>::new());
+}
+
+#[test]
+fn del_when_iptables_is_of_the_old_kind_removes_ports_that_are_not_in_it() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    let folder = host.path("old");
+    std::fs::create_dir(&folder).unwrap();
+    for program in ["iptables", "ip6tables"] {
+        for verb in ["restore", "save"] {
+            let target = format!("/usr/sbin/{program}-legacy-{verb}");
+            std::os::unix::fs::symlink(target, format!("{folder}/{program}-{verb}")).unwrap();
+        }
+    }
+    let path = format!("{folder}:/usr/sbin:/usr/bin:/sbin:/bin");
+    let listed = |host: &Host| host.exec(&["iptables-legacy-save", "-t", "nat"]);
+    let mut add = chained(&mut host, "ADD", &result, &mappings(TCP));
+    add.variables.push(("PATH", &path));
+    host.run(&add).ok();
+    assert!(listed(&host).contains("CNI-DN-"));
+    let mut del = chained(&mut host, "DEL", &result, "");
+    del.variables.push(("PATH", &path));
+    host.run(&del).ok();
+    assert!(!listed(&host).contains("CNI-DN-"), "{}", listed(&host));
+}
+
+#[test]
+fn ports_when_published_on_two_attachments_of_a_container_do_not_meet_in_nftables() {
+    let mut host = Host::new();
+    host.dual_stack();
+    let mut results = Vec::new();
+    for (i, (network, ifname)) in [("cbr0", "eth0"), ("other", "net1")].into_iter().enumerate() {
+        let stdin = host.config(network, "");
+        let add = Call {
+            ifname,
+            netns: host.pod(0),
+            ..host.call("flannel", "ADD", stdin)
+        };
+        let result = host.run(&add).ok().json();
+        results.push((network, ifname, result, 8000 + i));
+    }
+    let call = |host: &mut Host, verb: &'static str, i: usize| {
+        let (network, ifname, result, port) = &results[i];
+        let port = format!(r#"{{"hostPort":{port},"containerPort":80,"protocol":"tcp"}}"#);
+        let more = format!(r#"{},"backend":"nftables""#, mappings(&port));
+        let mut call = chained(host, verb, result, &more);
+        call.stdin = call.stdin.replace("\"cbr0\"", &format!("\"{network}\""));
+        call.ifname = ifname;
+        host.run(&call).ok();
+    };
+    for i in [0, 1, 0] {
+        call(&mut host, "ADD", i);
+    }
+    let ports = |host: &Host, port: u16| {
+        let all = of_containers(host);
+        all.iter()
+            .filter(|l| l.contains(&format!("dport {port} ")))
+            .count()
+    };
+    assert_eq!((ports(&host, 8000), ports(&host, 8001)), (2, 2));
+    call(&mut host, "CHECK", 0);
+    call(&mut host, "DEL", 1);
+    assert_eq!((ports(&host, 8000), ports(&host, 8001)), (2, 0));
+    call(&mut host, "CHECK", 0);
+    call(&mut host, "DEL", 0);
+    assert_eq!(of_containers(&host), Vec::<String>::new());
+}
+
 #[test]
 fn calls_when_wrong_are_refused_in_gos_words() {
     let mut host = Host::new();
