@@ -101,6 +101,36 @@ fn twenty_containers_when_ctr_starts_and_ends_them_at_once_leave_nothing_nor_doe
 }
 
 #[test]
+fn container_when_containerd_itself_is_killed_loses_its_network_and_leaves_nothing() {
+    let world = World::start();
+    world.add_network(&flannel_list("cbr0", &[portmap()]));
+    let machine = &world.machines[0];
+    let containerd = Containerd::start(machine);
+    let before = warm(&containerd, &world, 1);
+    let orphan = containerd.run("orphan");
+    for pid in machine.processes(&["containerd -c "]) {
+        lab::process::send(pid, Signal::KILL);
+    }
+    // ctr calls DEL while the container lives on, without saying where.
+    orphan.done_with_words();
+    let containerd = Containerd::start(machine);
+    let listed = containerd.call(&["task", "ls"]);
+    assert!(
+        listed.contains("orphan") && listed.contains("RUNNING"),
+        "{listed}"
+    );
+    let next = containerd.run("next");
+    containerd.call(&["task", "rm", "-f", "orphan"]);
+    containerd.call(&["container", "rm", "orphan"]);
+    assert_eq!(
+        machine.place().get(one(&next.place, "eth0", 4), 80, "name"),
+        "next"
+    );
+    containerd.end(vec![next]);
+    machine.assert_nothing_left(&before);
+}
+
+#[test]
 fn containers_when_plugins_are_changed_under_ctr_stay_reachable_and_are_removed_by_the_others() {
     let world = World::start();
     world.add_network(&flannel_list("cbr0", &[portmap()]));

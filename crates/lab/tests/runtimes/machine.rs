@@ -2,7 +2,7 @@
 //! runtime leaves goes with it. Its root file system is read-only: a runtime that writes elsewhere than into its own folders fails.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,13 @@ impl Machine {
         let mount = lab.spec.directory().join(format!("groups{host}"));
         fs::create_dir(&mount).unwrap();
         let group = format!("flannel-lab-{}-h{host}", lab.spec.name);
+        // Those of a test that was killed: its lab is gone. Another test may be faster, or still at it.
+        let _ = remove_groups(&mount, |name| {
+            let name = name
+                .strip_prefix("flannel-lab-")
+                .and_then(|n| n.rsplit_once("-h"));
+            name.is_some_and(|(lab, _)| !lab::layout::directory(lab).exists())
+        });
         let holder = node
             .spawn(
                 "machine",
@@ -211,23 +218,9 @@ impl Drop for Machine {
             let _ = self.holder.wait(Duration::from_secs(10));
         }
         self.holder.kill();
-        let script =
-            "mount -t cgroup2 cgroup2 $1; cd $1; [ ! -d $2 ] || find $2 -depth -type d -exec rmdir {} +";
-        let mount = self.mount.display().to_string();
-        let mut command = words(&[
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-ec",
-            script,
-            "sh",
-        ]);
-        command.args([&mount, &self.group]);
         let start = Instant::now();
         // A group is busy until its last process is reaped.
-        while let Err(e) = run(&mut command) {
+        while let Err(e) = remove_groups(&self.mount, |name| name == self.group) {
             if start.elapsed() > Duration::from_secs(10) {
                 assert!(
                     std::thread::panicking(),
@@ -238,6 +231,32 @@ impl Drop for Machine {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+/// Removes control groups by their names, in the hierarchy that the kernel has whatever is mounted here.
+fn remove_groups(mount: &Path, is_ours: impl Fn(&str) -> bool) -> Result<(), LabError> {
+    let mount = mount.display().to_string();
+    let within = |script: &str, arguments: &[&str]| {
+        let script = format!("mount -t cgroup2 cgroup2 $1; cd $1; shift; {script}");
+        let mut command = words(&[
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            &script,
+            "sh",
+            &mount,
+        ]);
+        run(command.args(arguments))
+    };
+    let names = within("ls", &[])?;
+    let ours: Vec<&str> = names.lines().filter(|name| is_ours(name)).collect();
+    match ours.is_empty() {
+        true => Ok(()),
+        false => within("find \"$@\" -depth -type d -exec rmdir {} +", &ours).map(drop),
     }
 }
 

@@ -37,33 +37,21 @@ fn containers_when_podman_starts_them_on_two_hosts_talk_with_full_size_packets()
     world.machines[1].assert_nothing_left(&before[1]);
 }
 
-#[test]
-fn ports_when_podman_publishes_them_answer_from_everywhere_they_should() {
-    let world = World::start();
-    world.add_network(&flannel_list("cbr0", &[portmap()]));
+/// What is published, and by whom it is heard.
+fn assert_ports(world: &World, network: &str, name: &str) {
     let podman = Podman::new(&world.machines[0]);
-    let before = warm(&podman, "cbr0");
     let (host4, host6) = (world.address(1, 4), world.address(1, 6));
     let only4 = format!("{host4}:7081:80");
     let only6 = format!("[{host6}]:7083:80");
-    let options = [
-        "--network",
-        "cbr0",
-        "-p",
-        "8080:80",
-        "-p",
-        "9090:90/udp",
-        "-p",
-        "127.0.0.1:7082:80",
-        "-p",
-        &only4,
-        "-p",
-        &only6,
-    ];
-    let server = podman.run("server", &options);
-    let neighbour = podman.run("neighbour", &["--network", "cbr0"]);
-    let distant = Podman::new(&world.machines[1]).run("distant", &["--network", "cbr0"]);
-    let echo = Echo::start(&server, 90, "server");
+    let published = ["8080:80", "9090:90/udp", "127.0.0.1:7082:80", &only4, &only6];
+    let mut options = vec!["--network", network];
+    for port in published {
+        options.extend(["-p", port]);
+    }
+    let server = podman.run(name, &options);
+    let neighbour = podman.run("neighbour", &["--network", network]);
+    let distant = Podman::new(&world.machines[1]).place("distant");
+    let echo = Echo::start(&server, 90, name);
     let (host, outside) = (world.machines[0].place(), world.outside());
     let (loopback, loopback6): (IpAddr, IpAddr) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
     let (bridge4, bridge6) = (
@@ -103,8 +91,12 @@ fn ports_when_podman_publishes_them_answer_from_everywhere_they_should() {
         (&outside, host4, 7083, false),
     ] {
         let heard = from.get(address, port, "name");
-        let expected = if answers { "server" } else { "" };
-        assert_eq!(heard, expected, "from {} to {address} port {port}", from.name);
+        let expected = if answers { name } else { "" };
+        assert_eq!(
+            heard, expected,
+            "{network}: from {} to {address} port {port}",
+            from.name
+        );
     }
     for (from, address) in [
         (&outside, host4),
@@ -120,18 +112,37 @@ fn ports_when_podman_publishes_them_answer_from_everywhere_they_should() {
     ] {
         assert_eq!(
             from.ask(address, 9090),
-            "server",
-            "udp from {} to {address}",
+            name,
+            "{network}: udp from {} to {address}",
             from.name
         );
     }
-    // As with Go's: the kernel does not route IPv6's loopback address, whatever the rules say.
-    assert_eq!(host.ask_once(loopback6, 9090), "");
+    // The kernel does not route IPv6's loopback address, whatever the rules say.
+    assert_eq!(host.ask_once(loopback6, 9090), "", "{network}");
     drop(echo);
-    podman.remove("server");
+    podman.remove(name);
     podman.remove("neighbour");
-    world.machines[0].assert_nothing_left(&before);
-    assert_eq!(outside.get(host4, 8080, "name"), "");
+    assert_eq!(outside.get(host4, 8080, "name"), "", "{network}");
+}
+
+#[test]
+fn ports_when_podman_publishes_them_answer_from_everywhere_they_should() {
+    let world = World::start();
+    world.add_network(&flannel_list("cbr0", &[portmap()]));
+    let mut nftables = portmap();
+    nftables["backend"] = json!("nftables");
+    world.add_network(&flannel_list("nft", &[nftables]));
+    let podman = Podman::new(&world.machines[0]);
+    Podman::new(&world.machines[1]).run("distant", &["--network", "cbr0"]);
+    for (network, ours) in [("cbr0", true), ("nft", true), ("cbr0", false)] {
+        let before = warm(&podman, network);
+        if !ours {
+            podman.0.install_go();
+        }
+        let name = if ours { "server" } else { "of-go" };
+        assert_ports(&world, network, name);
+        podman.0.assert_nothing_left(&before);
+    }
 }
 
 #[test]
@@ -141,7 +152,9 @@ fn container_when_podman_attaches_it_to_several_networks_lives_through_restart_a
         "type": "bandwidth", "ingressRate": 400_000_000, "ingressBurst": 40_000_000, "egressRate": 400_000_000, "egressBurst": 40_000_000
     });
     world.add_network(&flannel_list("cbr0", &[portmap()]));
-    world.add_network(&flannel_list("second", &[portmap(), limits]));
+    let mut second = flannel_list("second", &[portmap(), limits]);
+    second["plugins"][0]["delegate"]["ipMasq"] = json!(true);
+    world.add_network(&second);
     let podman = Podman::new(&world.machines[0]);
     podman
         .call(&["network", "create", "--subnet", "10.77.0.0/24", "plain"])

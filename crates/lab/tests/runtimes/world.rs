@@ -100,7 +100,8 @@ impl Machine {
                     .map(|r| format!("{family} {r}")),
             );
         }
-        lines.push(self.node.run(&["nft", "list", "tables"]).unwrap());
+        let ruleset = self.node.run(&["nft", "-s", "list", "ruleset"]).unwrap();
+        lines.extend(ruleset.lines().map(|l| format!("nft {}", l.trim())));
         lines.extend(self.names("/run/netns").into_iter().map(|n| format!("netns {n}")));
         add_files(&self.node.path("/var/lib/cni"), &mut lines);
         lines.sort();
