@@ -5,26 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use fabric::alloc::PublicIps;
 use fabric::config::NetworkConfig;
-use fabric::lease::{Attributes, Subnet, Update};
-use fabric::node::{Identity, Node, Underlay};
-use fabric::object::{Family, LinkName, Objects};
+use fabric::lease::{Attributes, Snapshot, Subnet, Update};
+use fabric::node::{Identity, Node};
+use fabric::object::Family;
 use fabric::ownership::Ownership;
-use fabric::plan::{self, Backend};
+use fabric::plan;
 use fabric::status::{Firewall, FirewallState, OwnLease};
 use fabric::subnet_env::{Previous, SubnetEnv};
 use ipnet::IpNet;
-use kernel::{Interest, Kernel, Scope};
 use registry::{AcquireError, Backoff, Held, Holding, Registry, RegistryError, Taken, Wanted};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
+use crate::cache::Source;
 use crate::engine::subnet_env::EnvKeeper;
 use crate::engine::{Engine, Setup, report::Reporter};
 use crate::firewall::{self, Rules};
@@ -32,13 +30,25 @@ use crate::flags::Options;
 use crate::interface;
 use crate::mailbox::{Command, Mailbox};
 use crate::state_dir::{State, StateDir};
-use crate::truth::{Truth, wall_clock};
+use crate::truth::{Cached, Truth, wall_clock};
+
+use self::ground::{Config, Former, Ground, addresses, previous_subnet};
+use self::record::Recorder;
+
+mod ground;
+mod record;
+mod stand_in;
 
 /// After an underlay change its echoes are waited for before the choice is made anew.
 const UNDERLAY_SETTLES: Duration = Duration::from_millis(200);
 
 /// How often the record of leases is brought up to date, at most.
 const RECORD_PERIOD: Duration = Duration::from_secs(60);
+
+/// The last write of the cache may take this long.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// And is left out when the same was written less than this ago.
+const LAST_WORD_FRESH: Duration = Duration::from_secs(60);
 
 /// Why [`Daemon::run`] came back.
 #[derive(Debug)]
@@ -59,15 +69,9 @@ pub struct Daemon {
     /// The underlay changed.
     underlay_changed: Arc<Notify>,
     firewall: firewall::Handle,
-}
-
-/// The choice of interface and what follows from it and the config.
-struct Ground {
-    network: NetworkConfig,
-    backend: Box<dyn Backend>,
-    underlay: Underlay,
-    warnings: Vec<String>,
-    mtu: u32,
+    recorder: Recorder,
+    /// The registry was asked and did not answer, or not as is needed.
+    doubt: Notify,
 }
 
 impl Daemon {
@@ -97,6 +101,7 @@ impl Daemon {
         let firewall = firewall::start(&options, truth.firewall().clone(), reporter)
             .context("starting the firewall's thread")?;
         let state_dir = StateDir::for_subnet_file(&options.subnet_file);
+        let recorder = Recorder::new(state_dir.cache(), Source::of(&options.etcd));
         Ok(Daemon {
             options,
             registry,
@@ -105,6 +110,8 @@ impl Daemon {
             state_dir,
             underlay_changed,
             firewall,
+            recorder,
+            doubt: Notify::new(),
         })
     }
 
@@ -131,33 +138,29 @@ impl Daemon {
         for problem in &previous_file.problems {
             warn!("{}: {problem}", self.options.subnet_file.display());
         }
-        let network = self.network_config().await;
-        let ground = self.ground(network).await?;
-        self.show(&ground);
-        remember_networks(&mut state, &ground, &previous_file);
-
-        let observed = observe_links(&ground)?;
-        let attributes = |subnet: &Subnet, own: Option<&Attributes>| {
-            let identity = ground.backend.identity(&ground.network, subnet, &observed, own);
-            ground
-                .backend
-                .attributes(&ground.network, &ground.underlay, &identity)
+        if let Ok(Some(head)) = self.recorder.cache().head()
+            && head.is_of(self.recorder.source())
+        {
+            self.registry.resume(head.revision);
+        }
+        let (ground, held) = tokio::select! {
+            joined = self.join(&previous_file, &state) => joined?,
+            never = self.stand_in(&previous_file) => match never? {},
         };
+        let served = matches!(self.truth.situation().cached, Cached::Served { .. });
+        if served {
+            state = self.state_dir.load();
+            info!("the registry answers: what it says replaces what the cache said");
+        }
+        let attributes = |subnet: &Subnet, own: Option<&Attributes>| ground.attributes(subnet, own);
         let wanted = Wanted {
-            config: &ground.network,
-            me: PublicIps {
-                v4: ground.underlay.public4,
-                v6: ground.underlay.public6,
-            },
-            previous: previous_subnet(&ground.network, &previous_file, &state),
+            config: ground.network(),
+            me: ground.me(),
+            previous: Some(held.lease.subnet),
             attributes: &attributes,
         };
-        let held = self.acquire(&wanted).await;
         let subnet = held.lease.subnet;
-        let identity =
-            ground
-                .backend
-                .identity(&ground.network, &subnet, &observed, Some(&held.lease.attributes));
+        let identity = ground.identity(&subnet, Some(&held.lease.attributes));
         info!(
             "holding subnet {subnet}{}",
             if held.reused { ", ours before" } else { "" }
@@ -165,26 +168,32 @@ impl Daemon {
         for other in &held.also_ours {
             warn!("the registry has a further lease with our public address: {other}; it is left alone");
         }
+        let history = if served { None } else { self.history(&ground) };
+        self.show(&ground);
         self.truth.update(|situation| {
             situation.lease = Some(own_lease(subnet, held.expires));
             situation.waiting = None;
+            situation.cached = Cached::Unasked;
         });
+        self.recorder.hold(&ground.config.text, &held.lease, held.expires);
         state.lease = Some(subnet.to_string());
-        state.lease_expires = held.expires.map(wall_clock);
-        state.add_links(ground.backend.links(&ground.network));
-        let mut former = Former::take(&state, &ground);
+        let mut former = Former::take(&mut state, &ground, &previous_file);
         self.state_dir.save(&state);
         drop(state);
-        self.set_up(&ground, subnet, identity, former.clone())?;
+        self.set_up(&ground, subnet, identity, former.clone(), history)?;
         // Only the first set-up needs them.
         former.leases = BTreeMap::new();
 
         let sink = |update: Update| self.mailbox.update(update);
         let report = |holding: Holding| self.note(subnet, holding);
         tokio::select! {
-            taken = self.registry.keep(&wanted, held, self.options.renew_margin, &report) => Ok(Ending::Taken(taken)),
+            taken = self.registry.keep(&wanted, held, self.options.renew_margin, &report) => {
+                self.recorder.lost();
+                Ok(Ending::Taken(taken))
+            }
             never = self.registry.watch(&sink) => match never {},
             never = self.remember() => match never {},
+            never = self.recorder.run(&self.mailbox, self.truth.reporter()) => match never {},
             changed = self.follow_underlay(&ground, subnet, identity, &former) => {
                 let changed = changed?;
                 // It was made from an address that may be gone.
@@ -194,15 +203,37 @@ impl Daemon {
         }
     }
 
+    /// Writes the cache if there is news: the last thing a daemon does.
+    pub async fn note_for_the_next(&self) {
+        let written = self.recorder.write(&self.mailbox, LAST_WORD_FRESH);
+        let _ = tokio::time::timeout(LAST_WORD, written).await;
+    }
+
+    /// Waits for what only the registry can give: the config, and, on the ground that it makes, a lease.
+    async fn join(&self, previous: &Previous, state: &State) -> anyhow::Result<(Ground, Held)> {
+        let config = self.network_config().await;
+        let ground = self.ground(config).await?;
+        let attributes = |subnet: &Subnet, own: Option<&Attributes>| ground.attributes(subnet, own);
+        let wanted = Wanted {
+            config: ground.network(),
+            me: ground.me(),
+            previous: previous_subnet(ground.network(), previous, state),
+            attributes: &attributes,
+        };
+        let held = self.acquire(&wanted).await;
+        Ok((ground, held))
+    }
+
     /// Waits for a network config that holds together.
-    async fn network_config(&self) -> NetworkConfig {
+    async fn network_config(&self) -> Config {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
             let (waiting, missing) = match self.registry.network_config().await {
                 Ok(json) => match NetworkConfig::parse(&json) {
                     Ok(network) => {
                         self.truth.update(|situation| situation.config_missing = false);
-                        return network;
+                        let text = String::from_utf8_lossy(&json).into_owned();
+                        return Config { text, network };
                     }
                     Err(refused) => (refused.to_string(), true),
                 },
@@ -211,26 +242,22 @@ impl Daemon {
             };
             self.truth.update(|situation| situation.config_missing = missing);
             self.truth.wait_for(waiting);
+            self.doubt.notify_one();
             tokio::time::sleep(backoff.step()).await;
         }
     }
 
     /// Waits for an underlay that can carry the network.
-    async fn ground(&self, network: NetworkConfig) -> anyhow::Result<Ground> {
-        let backend = plan::backend(&network.backend)?;
+    async fn ground(&self, config: Config) -> anyhow::Result<Ground> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
-            match interface::choose(&self.options.interface, &network) {
+            match interface::choose(&self.options.interface, &config.network) {
                 Ok(selected) => {
-                    let underlay = selected.underlay();
-                    let mtu = backend.mtu(&network, &underlay)?;
-                    return Ok(Ground {
-                        network,
-                        backend,
-                        underlay,
-                        warnings: selected.warnings,
-                        mtu,
-                    });
+                    let ground = Ground::new(config, selected)?;
+                    if !self.truth.situation().serves() {
+                        self.show(&ground);
+                    }
+                    return Ok(ground);
                 }
                 Err(failure) => self.truth.wait_for(failure.to_string()),
             }
@@ -249,6 +276,7 @@ impl Daemon {
                     self.truth.wait_for(format!("no lease yet: {failure}"));
                 }
             }
+            self.doubt.notify_one();
             tokio::time::sleep(backoff.step()).await;
         }
     }
@@ -260,9 +288,10 @@ impl Daemon {
         subnet: Subnet,
         identity: Identity,
         former: Former,
+        cached: Option<Snapshot>,
     ) -> anyhow::Result<()> {
         let node = Node {
-            network: ground.network.clone(),
+            network: ground.network().clone(),
             underlay: ground.underlay.clone(),
             subnet,
             identity,
@@ -277,7 +306,7 @@ impl Daemon {
         ownership.links.extend(former.links);
         ownership.networks.extend(former.networks.iter());
         self.firewall.set(Rules {
-            nftables: ground.network.nftables,
+            nftables: ground.network().nftables,
             halves: node
                 .network
                 .families()
@@ -298,6 +327,7 @@ impl Daemon {
             node,
             ownership,
             env: EnvKeeper::new(self.options.subnet_file.clone(), env),
+            cached,
         });
         Ok(())
     }
@@ -314,7 +344,7 @@ impl Daemon {
         loop {
             self.underlay_changed.notified().await;
             tokio::time::sleep(UNDERLAY_SETTLES).await;
-            let selected = match interface::choose(&self.options.interface, &ground.network) {
+            let selected = match interface::choose(&self.options.interface, ground.network()) {
                 Ok(selected) => selected,
                 // The link may be gone for a moment; the engine keeps trying what can be tried without it.
                 Err(failure) => {
@@ -339,10 +369,10 @@ impl Daemon {
                     addresses(&underlay)
                 ));
             }
-            let mtu = match ground.backend.mtu(&ground.network, &underlay) {
-                Ok(mtu) => mtu,
+            let ground = match ground.moved(selected) {
+                Ok(ground) => ground,
                 Err(failure) => {
-                    error!("{failure}");
+                    error!("{failure:#}");
                     continue;
                 }
             };
@@ -352,15 +382,8 @@ impl Daemon {
                 underlay.mtu,
                 addresses(&underlay)
             );
-            let ground = Ground {
-                network: ground.network.clone(),
-                backend: plan::backend(&ground.network.backend)?,
-                underlay: underlay.clone(),
-                warnings: selected.warnings,
-                mtu,
-            };
             self.show(&ground);
-            self.set_up(&ground, subnet, identity, former.clone())?;
+            self.set_up(&ground, subnet, identity, former.clone(), None)?;
             current = underlay;
         }
     }
@@ -376,11 +399,14 @@ impl Daemon {
                 continue;
             }
             if let Some(routes) = self.mailbox.ask(Command::Routes).await {
-                let mut state = self.state_dir.load();
+                let before = self.state_dir.load();
+                let mut state = before.clone();
                 state.set_leases(routes);
-                self.state_dir.save(&state);
+                if state != before {
+                    self.state_dir.save(&state);
+                }
                 known = revision;
-                drop(state);
+                drop((before, state));
                 kernel::heap::trim();
             }
         }
@@ -388,26 +414,30 @@ impl Daemon {
 
     fn show(&self, ground: &Ground) {
         let underlay = &ground.underlay;
-        for warning in &ground.warnings {
-            warn!("{warning}");
+        let shown = fabric::status::Underlay {
+            link: underlay.link.to_string(),
+            mtu: underlay.mtu,
+            addresses: Family::BOTH.iter().filter_map(|f| underlay.address(*f)).collect(),
+            public: Family::BOTH.iter().filter_map(|f| underlay.public(*f)).collect(),
+            warnings: ground.warnings.clone(),
+        };
+        if self.truth.situation().underlay.as_ref() != Some(&shown) {
+            for warning in &ground.warnings {
+                warn!("{warning}");
+            }
         }
         self.truth.update(|situation| {
-            situation.networks = ground.network.networks().collect();
+            situation.networks = ground.network().networks().collect();
             situation.backend = ground.backend.name().to_owned();
             situation.mtu = ground.mtu;
-            situation.underlay = Some(fabric::status::Underlay {
-                link: underlay.link.to_string(),
-                mtu: underlay.mtu,
-                addresses: Family::BOTH.iter().filter_map(|f| underlay.address(*f)).collect(),
-                public: Family::BOTH.iter().filter_map(|f| underlay.public(*f)).collect(),
-                warnings: ground.warnings.clone(),
-            });
+            situation.underlay = Some(shown);
         });
     }
 
     fn note(&self, subnet: Subnet, holding: Holding) {
         match holding {
             Holding::Renewed { expires } => {
+                self.recorder.renewed(expires);
                 self.truth.update(|situation| {
                     situation.lease = Some(own_lease(subnet, expires));
                     situation.lease_trouble = None;
@@ -428,12 +458,14 @@ impl Daemon {
                 });
             }
             Holding::Lost => {
+                self.recorder.lost();
                 warn!("lease {subnet} is gone from the registry; asking for it again");
                 self.truth.update(|situation| {
                     situation.lease_trouble = Some(format!("lease {subnet} is gone from the registry"));
                 });
             }
             Holding::Regained { expires, .. } => {
+                self.recorder.renewed(expires);
                 info!("lease {subnet} is ours again");
                 self.truth.update(|situation| {
                     situation.lease = Some(own_lease(subnet, expires));
@@ -453,15 +485,6 @@ fn own_lease(subnet: Subnet, expires: Option<tokio::time::Instant>) -> OwnLease 
     }
 }
 
-fn addresses(underlay: &Underlay) -> String {
-    let all: Vec<String> = Family::BOTH
-        .iter()
-        .filter_map(|f| underlay.public(*f))
-        .map(|ip| ip.to_string())
-        .collect();
-    all.join(", ")
-}
-
 fn v4(net: Option<IpNet>) -> Option<ipnet::Ipv4Net> {
     match net {
         Some(IpNet::V4(net)) => Some(net),
@@ -476,60 +499,9 @@ fn v6(net: Option<IpNet>) -> Option<ipnet::Ipv6Net> {
     }
 }
 
-/// The devices of the plan as they are now: an identity is first of all what the device has.
-fn observe_links(ground: &Ground) -> anyhow::Result<Objects> {
-    let links = ground.backend.links(&ground.network);
-    let mut kernel = Kernel::open(Interest {
-        links,
-        networks: Vec::new(),
-    })?;
-    kernel.observe(Scope::All)?;
-    Ok(kernel.objects().clone())
-}
-
-/// The subnet this node had last: what the subnet file says, else what the state file says.
-fn previous_subnet(network: &NetworkConfig, file: &Previous, state: &State) -> Option<Subnet> {
-    let v4 = file.subnet.filter(|_| network.v4.is_some());
-    let v6 = file.subnet6.filter(|_| network.v6.is_some());
-    let complete = v4.is_some() == network.v4.is_some() && v6.is_some() == network.v6.is_some();
-    let from_file = if complete { Subnet::new(v4, v6) } else { None };
-    from_file.or_else(|| Subnet::parse_key(state.lease.as_deref()?).ok())
-}
-
-/// What this host was before, as far as it bears on what is ours now.
-#[derive(Debug, Clone)]
-struct Former {
-    links: Vec<LinkName>,
-    networks: Vec<IpNet>,
-    leases: BTreeMap<IpNet, Vec<IpAddr>>,
-}
-
-impl Former {
-    /// What the record has beyond the present.
-    fn take(state: &State, ground: &Ground) -> Former {
-        let links = ground.backend.links(&ground.network);
-        let networks: Vec<IpNet> = ground.network.networks().collect();
-        Former {
-            links: state
-                .former_links()
-                .filter(|link| !links.contains(link))
-                .collect(),
-            networks: state
-                .former_networks()
-                .filter(|network| !networks.contains(network))
-                .collect(),
-            leases: state.former_leases(),
-        }
-    }
-}
-
-fn remember_networks(state: &mut State, ground: &Ground, previous: &Previous) {
-    let now = ground.network.networks();
-    let before = [
-        previous.network.map(Into::into),
-        previous.network6.map(Into::into),
-    ];
-    state.add_networks(now.chain(before.into_iter().flatten()));
+/// The revision of what the registry last said.
+fn listed_at(registry: &dyn Registry) -> i64 {
+    registry.states().borrow().revision
 }
 
 /// Spreads the timers of many hosts that start at once.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric::diff::{Conflict, Difference, Part, diff};
-use fabric::lease::Update;
+use fabric::lease::{Snapshot, Update};
 use fabric::node::Node;
-use fabric::object::{Key, LinkName};
+use fabric::object::{Key, LinkName, Op};
 use fabric::ownership::Ownership;
 use fabric::plan::Backend;
 use fabric::world::{Touched, World};
@@ -56,6 +56,19 @@ pub struct Setup {
     pub ownership: Ownership,
     /// The subnet file it keeps.
     pub env: EnvKeeper,
+    /// What the registry said to an earlier process: good to serve from until it says something to this one.
+    pub cached: Option<Snapshot>,
+}
+
+/// What the leases that are worked on are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Word {
+    /// None are known.
+    Nothing,
+    /// What an earlier process knew. What it did not know may be there all the same: absence means nothing.
+    Cached,
+    /// A complete listing, and what came after it.
+    Listed,
 }
 
 /// What made keys due.
@@ -92,8 +105,8 @@ pub struct Engine<H = Kernel> {
     world: Option<World>,
     ownership: Ownership,
     env: Option<EnvKeeper>,
-    /// The first complete listing has come. Before it, absence of a lease means nothing and nothing is removed.
-    listed: bool,
+    /// Before a complete listing has come, absence of a lease means nothing and nothing is removed.
+    word: Word,
     paused: bool,
     due: Due,
     patience: Patience,
@@ -156,7 +169,7 @@ impl<H: Host> Engine<H> {
             world: None,
             ownership: Ownership::default(),
             env: None,
-            listed: false,
+            word: Word::Nothing,
             paused: false,
             due: Due::default(),
             patience: Patience::default(),
@@ -201,7 +214,7 @@ impl<H: Host> Engine<H> {
             self.set_up(setup, now);
         }
         if let Some(update) = mail.update {
-            self.update(update);
+            self.update(update, Word::Listed);
         }
         self.listen(now);
         for command in mail.commands {
@@ -245,7 +258,7 @@ impl<H: Host> Engine<H> {
 
     /// Whether the kernel may be changed.
     fn is_at_work(&self) -> bool {
-        self.listed && !self.paused && self.world.is_some()
+        self.word > Word::Nothing && !self.paused && self.world.is_some()
     }
 
     fn wait(&self) {
@@ -269,6 +282,7 @@ impl<H: Host> Engine<H> {
             node,
             mut ownership,
             env,
+            cached,
         } = setup;
         let mut links = backend.links(&node.network);
         links.extend(
@@ -284,23 +298,29 @@ impl<H: Host> Engine<H> {
             networks: ownership.networks.clone(),
         });
         // A set-up that came before anything could be done hands its record of the past on.
-        if ownership.former_leases.is_empty() && !self.listed {
+        if ownership.former_leases.is_empty() && self.word < Word::Listed {
             ownership.former_leases = std::mem::take(&mut self.ownership.former_leases);
         }
         self.ownership = ownership;
-        self.env = Some(env);
+        self.env = Some(match self.env.take() {
+            Some(before) => env.after(before),
+            None => env,
+        });
         match &mut self.world {
             Some(world) => world.set_node(backend, node),
             None => self.world = Some(World::new(backend, node)),
         }
         self.withheld.clear();
+        if let Some(snapshot) = cached.filter(|_| self.word < Word::Listed) {
+            self.update(Update::Snapshot(snapshot), Word::Cached);
+        }
         self.hear(now);
         self.observe(Scope::All, now);
         self.refresh_direct();
         self.due.replanned = true;
     }
 
-    fn update(&mut self, update: Update) {
+    fn update(&mut self, update: Update, word: Word) {
         self.learn_direct(&update);
         let Some(world) = &mut self.world else {
             warn!("registry news before the set-up was dropped");
@@ -312,8 +332,8 @@ impl<H: Host> Engine<H> {
             Touched::Keys(keys) => self.due.keys.extend(keys),
         }
         self.due.told = true;
-        if snapshot && !self.listed {
-            self.listed = true;
+        if snapshot && self.word < word {
+            self.word = word;
             self.due.replanned = true;
         }
         self.reporter.leases(world);
@@ -404,7 +424,7 @@ impl<H: Host> Engine<H> {
             Command::Plan(reply) => {
                 self.observe(Scope::All, now);
                 // Before the first listing nothing would be done, whatever is there.
-                let ops = if self.listed {
+                let ops = if self.word > Word::Nothing {
                     self.compare(Part::Whole).ops
                 } else {
                     Vec::new()
@@ -416,6 +436,9 @@ impl<H: Host> Engine<H> {
             }
             Command::Routes(reply) => {
                 let _ = reply.send(self.routes());
+            }
+            Command::Leases(reply) => {
+                let _ = reply.send(self.listing());
             }
             Command::Pause(paused) => {
                 info!(
@@ -437,13 +460,20 @@ impl<H: Host> Engine<H> {
         let Some(world) = &self.world else {
             return Difference::default();
         };
-        diff(
+        let mut difference = diff(
             world.desired(),
             self.kernel.objects(),
             &self.ownership,
             &|key| self.held.contains(key),
             part,
-        )
+        );
+        if self.word < Word::Listed {
+            // What is removed to be made anew goes all the same.
+            difference
+                .ops
+                .retain(|op| !matches!(op, Op::Remove(_)) || world.desired().contains_key(&op.key()));
+        }
+        difference
     }
 
     /// A number below `bound`; only spreads timers of many hosts, so a linear congruence will do.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic_file;
+pub mod cache;
 pub mod daemon;
 pub mod engine;
 pub mod firewall;

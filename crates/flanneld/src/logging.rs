@@ -122,6 +122,17 @@ impl fmt::Write for Escaped<'_> {
     }
 }
 
+/// A time as the log writes it, to the second.
+pub fn utc(time: SystemTime) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_time(&mut text, time);
+    if let Some(seconds) = text.find('.') {
+        text.replace_range(seconds.., "Z");
+    }
+    text
+}
+
 /// RFC 3339 in UTC, with milliseconds.
 fn write_time(writer: &mut impl fmt::Write, time: SystemTime) -> fmt::Result {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

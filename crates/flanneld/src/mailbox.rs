@@ -27,8 +27,19 @@ pub enum Command {
     Peers(oneshot::Sender<Vec<fabric::status::Peer>>),
     /// Say which routes the leases ask for: destination and next hop.
     Routes(oneshot::Sender<Vec<(IpNet, IpAddr)>>),
+    /// Say what the leases are, if the registry has said so.
+    Leases(oneshot::Sender<Option<Listing>>),
     /// Stop (true) or go on (false) changing the kernel.
     Pause(bool),
+}
+
+/// All leases at one revision, in the words of the [cache](crate::cache::lines): a copy of them as they are would be larger.
+#[derive(Debug)]
+pub struct Listing {
+    /// The registry's revision.
+    pub revision: i64,
+    /// One line per lease.
+    pub lines: Vec<u8>,
 }
 
 /// What has come in since the last look.

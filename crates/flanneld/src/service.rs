@@ -137,6 +137,7 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
         Err(_) => vec![Notice::Stopping],
     };
     tell(&notifier, &farewell);
+    daemon.note_for_the_next().await;
     daemon.stop();
     stop.send_replace(true);
     let _ = tokio::time::timeout(STOPPING, doors).await;
@@ -190,16 +191,18 @@ async fn report(mut truth: Truth, notifier: &Notifier) -> std::convert::Infallib
     let mut said = String::new();
     loop {
         let line = truth.line();
-        let now_ready = truth.reasons().is_empty();
         let mut notices = Vec::new();
         if line != said {
             notices.push(Notice::Status(&line));
         }
-        // Ready to the service manager is "the kernel equals what is known of the leases"; it is said once, and services
-        // that were ordered after us start. What comes and goes afterwards is `/readyz`'s to say.
-        if now_ready && !ready {
+        // Ready to the service manager is "the kernel equals what is known of the leases", be it from the cache; it is said
+        // once, and services that were ordered after us start. What comes and goes afterwards is `/readyz`'s to say.
+        if !ready && truth.is_served() {
             ready = true;
-            info!("ready: {line}");
+            match truth.reasons().is_empty() {
+                true => info!("ready: {line}"),
+                false => info!("as ready as can be: {line}"),
+            }
             notices.push(Notice::Ready);
         } else if !ready {
             notices.push(Notice::ExtendTimeout(WAITING_PERIOD * 3));

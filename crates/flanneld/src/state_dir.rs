@@ -1,4 +1,4 @@
-//! What must survive a reboot: former networks, devices and leases, the last snapshot, the own lease.
+//! What must survive a reboot: former networks, devices and leases, the own subnet, and beside it the [cache](crate::cache).
 //!
 //! The state lies in [`DEFAULT_DIRECTORY`], or, for a daemon with another `--subnet-file`, in a folder of it that is named
 //! after that file: two daemons on one host have two subnet files, and so two states. It only ever allows more: without it
@@ -17,13 +17,15 @@ use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use crate::atomic_file;
+use crate::cache::Cache;
 use crate::flags::table::DEFAULT_SUBNET_FILE;
 
-pub use state::{CachedLease, CachedSnapshot, State};
+pub use state::State;
 
 /// Where the state of the daemon with the default subnet file lies.
 pub const DEFAULT_DIRECTORY: &str = "/var/lib/flannel";
 const FILE: &str = "state.json";
+const CACHE: &str = "cache";
 /// Only the daemon reads it.
 const MODE: u32 = 0o600;
 /// A state larger than this is not one of ours: 10,000 leases make about 3 MiB.
@@ -62,6 +64,11 @@ impl StateDir {
     /// The file itself.
     pub fn file(&self) -> PathBuf {
         self.path.join(FILE)
+    }
+
+    /// What the registry last said.
+    pub fn cache(&self) -> Cache {
+        Cache::at(self.path.join(CACHE))
     }
 
     /// Reads the state; an empty one, with a line in the log, where there is none to be had.

@@ -96,7 +96,8 @@ impl Subject for Whole {
 
     fn plan(&self) -> Later<'_, Result<Vec<String>, String>> {
         Box::pin(async {
-            if let Some(waiting) = self.truth.situation().waiting {
+            let situation = self.truth.situation();
+            if let Some(waiting) = situation.waiting.clone().filter(|_| !situation.serves()) {
                 return Err(format!("nothing to plan yet: {waiting}"));
             }
             self.mailbox

@@ -9,6 +9,7 @@ use fabric::status::{
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::cache::utc;
 use crate::engine::report::{Reporter, Standing};
 
 /// How far the daemon has come, and what it came to.
@@ -32,6 +33,32 @@ pub struct Situation {
     pub config_missing: bool,
     /// The registry has no subnet that is free.
     pub no_subnet: bool,
+    /// What an earlier process knew of the registry, and whether it is served from.
+    pub cached: Cached,
+}
+
+/// What the cache is good for while the registry does not answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Cached {
+    /// Nobody has asked: the registry answers, or there is no cache.
+    #[default]
+    Unasked,
+    /// It is not served from, for this reason.
+    Useless(String),
+    /// It is served from.
+    Served {
+        /// When it was saved, seconds since 1970.
+        saved: u64,
+        /// The registry's revision then.
+        revision: i64,
+    },
+}
+
+impl Situation {
+    /// Leases are known, be it from the cache, and so is what to do with them.
+    pub fn serves(&self) -> bool {
+        self.waiting.is_none() || matches!(self.cached, Cached::Served { .. })
+    }
 }
 
 /// The parts that know something.
@@ -96,6 +123,16 @@ impl Truth {
         self.update(|situation| situation.waiting = Some(what));
     }
 
+    /// Says what the cache is good for. Why it is good for nothing is logged once, when it changes.
+    pub fn cached(&self, cached: Cached) {
+        if let Cached::Useless(why) = &cached
+            && self.situation.borrow().cached != cached
+        {
+            tracing::warn!("the cache is not served from: {why}");
+        }
+        self.update(|situation| situation.cached = cached);
+    }
+
     /// The situation now.
     pub fn situation(&self) -> Situation {
         self.situation.borrow().clone()
@@ -119,23 +156,38 @@ impl Truth {
     /// What keeps the daemon from being ready right now, one sentence each.
     pub fn reasons(&self) -> Vec<String> {
         let situation = self.situation.borrow();
-        let standing = self.standing.borrow();
         let registry = self.registry.borrow();
-        let firewall = self.firewall.borrow();
-        let mut reasons: Vec<String> = situation
-            .waiting
-            .iter()
-            .chain(&situation.lease_trouble)
-            .cloned()
-            .collect();
-        if situation.waiting.is_none() && !standing.engaged {
-            reasons.push("the first comparison of leases and kernel is not done".to_owned());
+        let mut reasons = Vec::new();
+        match (&situation.cached, &situation.waiting) {
+            (Cached::Served { saved, .. }, why) => {
+                let why = why.as_deref().unwrap_or("the registry has not answered yet");
+                reasons.push(format!("stale: served from the cache of {}: {why}", utc(*saved)));
+            }
+            (Cached::Useless(useless), Some(why)) => {
+                reasons.extend([why.clone(), format!("the cache is not served from: {useless}")]);
+            }
+            (_, why) => reasons.extend(why.clone()),
         }
+        reasons.extend(situation.lease_trouble.clone());
         if situation.waiting.is_none() && !registry.watching {
             reasons.push(match &registry.last_failure {
                 Some(failure) => format!("stale: the registry is not reached: {}", failure.error),
                 None => "the registry is not watched yet".to_owned(),
             });
+        }
+        drop((situation, registry));
+        reasons.extend(self.lacks());
+        reasons
+    }
+
+    /// What keeps the host from being what is known of the leases, whether that is news or history.
+    fn lacks(&self) -> Vec<String> {
+        let situation = self.situation.borrow();
+        let standing = self.standing.borrow();
+        let firewall = self.firewall.borrow();
+        let mut reasons = Vec::new();
+        if situation.serves() && !standing.engaged {
+            reasons.push("the first comparison of leases and kernel is not done".to_owned());
         }
         match firewall.state {
             FirewallState::Off | FirewallState::Ok => {}
@@ -162,7 +214,10 @@ impl Truth {
     /// reach, a peer or a rule that cannot be put in place) leaves pods able to run here.
     pub fn pods(&self) -> Pods {
         let situation = self.situation.borrow();
+        // Out of the cache it was held by an earlier process: a registry that has no subnet left has given it to another.
+        let disowned = situation.no_subnet && matches!(situation.cached, Cached::Served { .. });
         let network = match (&situation.lease, situation.config_missing || situation.no_subnet) {
+            (Some(_), _) if disowned => PodNetwork::None,
             (Some(_), _) => PodNetwork::Member,
             (None, true) => PodNetwork::None,
             (None, false) => PodNetwork::Unknown,
@@ -172,6 +227,11 @@ impl Truth {
             network,
             reasons: self.reasons(),
         }
+    }
+
+    /// Whether the host is what is known of the leases, be it from the cache: then services that wait for us need not any more.
+    pub fn is_served(&self) -> bool {
+        self.situation.borrow().serves() && self.lacks().is_empty()
     }
 
     /// One line for systemd.
@@ -203,7 +263,12 @@ impl Truth {
             (_, true) => RegistryState::Connected,
             (Some(_), false) if situation.config_missing => RegistryState::WaitingForConfig,
             _ if state.revision > 0 => RegistryState::Stale,
+            _ if matches!(situation.cached, Cached::Served { .. }) => RegistryState::Stale,
             _ => RegistryState::Connecting,
+        };
+        let revision = match situation.cached {
+            Cached::Served { revision, .. } if state.revision == 0 => revision,
+            _ => state.revision,
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -220,7 +285,7 @@ impl Truth {
                 endpoint: state.endpoint.unwrap_or_default(),
                 prefix: self.prefix.clone(),
                 state: registry_state,
-                revision: state.revision,
+                revision,
                 error: state.last_failure.map(|failure| failure.error),
             },
             underlay: situation.underlay,

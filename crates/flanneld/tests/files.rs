@@ -10,10 +10,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use fabric::lease::snapshot_from;
 use fabric::object::LinkName;
 use fabric::subnet_env::SubnetEnv;
-use flanneld::state_dir::{CachedSnapshot, State, StateDir};
+use flanneld::state_dir::{State, StateDir};
 use flanneld::subnet_file::{self, Repaired};
 use proptest::prelude::*;
 
@@ -178,7 +177,6 @@ fn state_when_saved_is_there_after_a_restart() {
     assert_eq!(place.load(), State::default());
     let mut state = State::default();
     state.lease = Some("10.5.1.0-24".into());
-    state.lease_expires = Some(1000);
     state.add_networks(["10.5.7.9/16".parse().unwrap(), "10.4.0.0/16".parse().unwrap()]);
     state.add_networks(["10.5.0.0/16".parse().unwrap()]);
     state.add_links([LinkName::new("flannel.1").unwrap()]);
@@ -186,11 +184,6 @@ fn state_when_saved_is_there_after_a_restart() {
     state.set_leases([route("10.5.9.0/24", "10.5.9.0")]);
     let hops = ["10.5.2.0", "192.0.2.2", "10.5.2.0"];
     state.set_leases(hops.map(|hop| route("10.5.2.0/24", hop)));
-    let snapshot = snapshot_from(
-        9,
-        [("10.5.2.0-24", r#"{"PublicIP":"192.0.2.2","PublicIPv6":null}"#, 7)],
-    );
-    state.cache = Some(CachedSnapshot::of(&snapshot, "/n", "{}", 5));
     place.save(&state);
     assert_eq!(mode(&place.file()), 0o600);
     assert_eq!(names(folder.path()), ["state.json"]);
@@ -211,12 +204,7 @@ fn state_when_saved_is_there_after_a_restart() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(hops, ["10.5.2.0", "192.0.2.2"]);
-    assert_eq!(read.cache_for("/n").unwrap().snapshot(), snapshot);
-    assert!(read.cache_for("/other").is_none());
-    assert_eq!(
-        (read.live_lease(999), read.live_lease(1000)),
-        (Some("10.5.1.0-24"), None)
-    );
+    assert_eq!(read.lease.as_deref(), Some("10.5.1.0-24"));
 }
 
 #[test]

@@ -5,12 +5,13 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use lab::flannel::SUBNET_ENV;
 use lab::flannel::config;
 use lab::reach::parse_echo;
 use lab::rig::{Rig, Wish};
 use lab::witness::{Monitor, link, picture, routes};
-use lab::{Families, Lab};
-use serde_json::json;
+use lab::{Families, Lab, LabError};
+use serde_json::{Value, json};
 
 fn healthy(rig: &Rig) {
     rig.wait("a healthy h1 by its own word", 20, |rig| {
@@ -72,11 +73,7 @@ fn restart_changes_nothing_in_the_kernel() {
     for backend in [json!({ "Type": "vxlan" }), json!({ "Type": "host-gw" })] {
         let mut rig = Rig::start(&Wish::new(backend.clone()).hosts(3)).unwrap();
         healthy(&rig);
-        // The kernel's own link-local addresses become valid a second or two after their devices came up.
-        rig.settle("no tentative address", &String::new(), |lab| {
-            lab.host(1).ip(&["-6", "addr", "show", "tentative"])
-        })
-        .unwrap();
+        addresses_are_settled(&rig);
         let before = picture(rig.lab.host(1)).unwrap();
         let leases = rig.lab.leases().unwrap();
         let monitor = Monitor::start(rig.lab.host(1), "restart").unwrap();
@@ -203,4 +200,271 @@ fn two_daemons_on_one_host_do_not_touch_each_other() {
 
 fn seconds_log(lab: &Lab) -> String {
     lab::process::tail(&lab.spec.directory().join("h1-second.log"), 8)
+}
+
+/// Where a daemon with the default subnet file keeps what the registry last said.
+const CACHE: &str = "/var/lib/flannel/cache";
+
+/// The kernel's state but for the numbers of links, which are other ones after a reboot.
+fn state(lab: &Lab) -> Result<Vec<String>, LabError> {
+    let unnumbered = |line: String| match line.strip_prefix("link ").and_then(|rest| rest.split_once(' ')) {
+        Some((_, rest)) => format!("link {rest}"),
+        None => line,
+    };
+    let mut lines: Vec<String> = picture(lab.host(1))?.into_iter().map(unnumbered).collect();
+    lines.sort();
+    Ok(lines)
+}
+
+fn status(rig: &Rig, host: usize) -> Value {
+    let text = rig
+        .lab
+        .host(host)
+        .run(&["sh", "-c", "flannelctl status --json; true"])
+        .unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}
+
+fn reasons(rig: &Rig, host: usize) -> String {
+    status(rig, host)["reasons"].to_string()
+}
+
+/// The kernel's own link-local addresses become valid a second or two after their devices came up.
+fn addresses_are_settled(rig: &Rig) {
+    rig.settle("no tentative address", &String::new(), |lab| {
+        lab.host(1).ip(&["-6", "addr", "show", "tentative"])
+    })
+    .unwrap();
+}
+
+/// Waits until what h1 would serve from is what the registry has now.
+fn cached(rig: &Rig) {
+    let keys: Vec<String> = rig
+        .lab
+        .leases()
+        .unwrap()
+        .into_iter()
+        .map(|(key, _)| key)
+        .collect();
+    rig.wait("every lease in h1's cache", 30, |rig| {
+        let text = rig.lab.host(1).read(CACHE).unwrap_or_default();
+        let lacks = keys.iter().find(|key| !text.contains(&format!("\n{key} ")));
+        Ok(lacks.map(|key| format!("{key} in {text:?}")))
+    })
+    .unwrap();
+}
+
+/// What a reboot leaves of flannel: files on disk.
+fn reboot(rig: &mut Rig) {
+    rig.daemons[0].kill();
+    rig.lab
+        .host(1)
+        .shell(
+            "for link in flannel.1 flannel-v6.1; do ip link del $link 2>/dev/null || true; done
+             ip -4 route flush proto 241; ip -6 route flush proto 241
+             for tables in iptables ip6tables; do
+               $tables -t nat -F; $tables -t nat -X; $tables -F; $tables -X
+             done
+             rm -rf /run/flannel/*",
+        )
+        .unwrap();
+}
+
+fn kernel_holds_still(rig: &Rig, monitor: Monitor) {
+    let seen: Vec<String> = monitor
+        .seen(&["flannel", "10.244.", "fd00:10:244"])
+        .into_iter()
+        .filter(|line| !line.contains("lladdr") || line.contains("PERMANENT"))
+        .collect();
+    monitor.stop();
+    assert_eq!(
+        seen,
+        Vec::<String>::new(),
+        "ip monitor saw changes; {}",
+        rig.daemons[0].log()
+    );
+}
+
+fn a_reboot_without_the_registry_serves_from_the_cache(backend: Value, blackhole: bool) {
+    let mut rig = Rig::start(&Wish::new(backend).hosts(3)).unwrap();
+    rig.lab.add_pods().unwrap();
+    let pods = rig.lab.state.pods.clone();
+    healthy(&rig);
+    cached(&rig);
+    addresses_are_settled(&rig);
+    let before = state(&rig.lab).unwrap();
+    let env = rig.lab.host(1).read(SUBNET_ENV).unwrap();
+    let leases = rig.lab.leases().unwrap();
+    if blackhole {
+        // Nobody says no: the registry's host is gone, or a firewall in between.
+        let registry = rig.lab.store().unwrap().endpoint.clone();
+        let registry = registry
+            .trim_start_matches("http://")
+            .split(':')
+            .next()
+            .unwrap()
+            .to_owned();
+        rig.lab.host(1).shell(&format!("nft 'add table ip away; add chain ip away out {{ type filter hook output priority 0; }}; add rule ip away out ip daddr {registry} drop'")).unwrap();
+    } else {
+        rig.lab.kill_store();
+    }
+    reboot(&mut rig);
+    rig.restart(1, &[]).unwrap();
+    for pod in &pods[1..] {
+        for family in [4, 6] {
+            let target = pod.address(family).unwrap().to_string();
+            rig.wait("an answer of a pod of a known peer", 15, |rig| {
+                let ping = ["-c", "1", "-W", "1", target.as_str()];
+                Ok(rig.lab.pod_end(&pods[0]).ping(&ping).err().map(|e| e.to_string()))
+            })
+            .unwrap();
+        }
+    }
+    rig.settle("the kernel as it was", &before, state).unwrap();
+    assert_eq!(rig.lab.host(1).read(SUBNET_ENV).unwrap(), env);
+    let said = status(&rig, 1);
+    assert_eq!(
+        (said["ready"].as_bool(), said["registry"]["state"].as_str()),
+        (Some(false), Some("stale")),
+        "{said}"
+    );
+    assert!(
+        reasons(&rig, 1).contains("stale: served from the cache of 20"),
+        "{said}"
+    );
+    assert!(
+        rig.daemons[0].log().contains("ready"),
+        "whoever waits for us need not"
+    );
+
+    addresses_are_settled(&rig);
+    let monitor = Monitor::start(rig.lab.host(1), "registry-back").unwrap();
+    if blackhole {
+        rig.lab.host(1).shell("nft delete table ip away").unwrap();
+    } else {
+        let kind = rig.lab.store().unwrap().kind;
+        rig.store = rig.lab.start_store(kind).unwrap();
+    }
+    healthy(&rig);
+    std::thread::sleep(Duration::from_millis(500));
+    kernel_holds_still(&rig, monitor);
+    assert_eq!(state(&rig.lab).unwrap(), before);
+    assert_eq!(rig.lab.host(1).read(SUBNET_ENV).unwrap(), env);
+    assert_eq!(rig.lab.leases().unwrap(), leases, "the same keys and values");
+}
+
+#[test]
+fn vxlan_reboot_with_the_registry_down_serves_from_the_cache() {
+    a_reboot_without_the_registry_serves_from_the_cache(json!({ "Type": "vxlan" }), false);
+}
+
+#[test]
+fn host_gw_reboot_with_the_registry_unreachable_serves_from_the_cache() {
+    a_reboot_without_the_registry_serves_from_the_cache(json!({ "Type": "host-gw" }), true);
+}
+
+#[test]
+fn registry_that_comes_back_empty_is_told_the_leases_again_and_no_route_goes() {
+    let mut rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(3)).unwrap();
+    healthy(&rig);
+    cached(&rig);
+    let before = state(&rig.lab).unwrap();
+    let key = |(key, _): (String, String)| key;
+    let keys: Vec<String> = rig.lab.leases().unwrap().into_iter().map(key).collect();
+    let config = rig.lab.get(lab::store::CONFIG_KEY).unwrap().unwrap();
+    rig.lab.kill_store();
+    reboot(&mut rig);
+    rig.restart(1, &[]).unwrap();
+    rig.settle("the kernel as it was", &before, state).unwrap();
+    std::fs::remove_dir_all(rig.lab.spec.directory().join("registry")).unwrap();
+    addresses_are_settled(&rig);
+    let monitor = Monitor::start(rig.lab.host(1), "emptied").unwrap();
+    let kind = rig.lab.store().unwrap().kind;
+    rig.store = rig.lab.start_store(kind).unwrap();
+    // It answers, and has nothing: another thing than silence, and said so. What stands goes on standing.
+    rig.wait("the truth about an empty registry", 20, |rig| {
+        let said = reasons(rig, 1);
+        let is_true = said.contains("served from the cache") && said.contains("network config not found");
+        Ok((!is_true).then_some(said))
+    })
+    .unwrap();
+    assert_eq!(status(&rig, 1)["registry"]["state"], "waiting-for-config");
+    rig.lab.put(lab::store::CONFIG_KEY, &config).unwrap();
+    rig.wait("the same leases again", 30, |rig| {
+        let now: Vec<String> = rig.lab.leases()?.into_iter().map(key).collect();
+        Ok((now != keys).then(|| format!("{now:?} for {keys:?}")))
+    })
+    .unwrap();
+    healthy(&rig);
+    kernel_holds_still(&rig, monitor);
+    assert_eq!(state(&rig.lab).unwrap(), before);
+}
+
+#[test]
+fn cache_of_another_network_or_address_is_not_served_from() {
+    let mut rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
+    healthy(&rig);
+    cached(&rig);
+    rig.lab.kill_store();
+    reboot(&mut rig);
+    for (flags, word) in [
+        (
+            &["--etcd-prefix=/other/network"][..],
+            "/coreos.com/network/subnets/",
+        ),
+        (&["--public-ip=198.18.99.99"], "is of another address"),
+        (
+            &["--etcd-endpoints=http://198.18.0.1:2999"],
+            "is of the registry at",
+        ),
+    ] {
+        rig.restart(1, flags).unwrap();
+        rig.wait("why not", 15, |rig| {
+            let said = reasons(rig, 1);
+            let why = said.contains("the cache is not served from") && said.contains(word);
+            Ok((!why).then_some(said))
+        })
+        .unwrap();
+        assert!(link(rig.lab.host(1), "flannel.1").unwrap().is_none(), "{word}");
+        assert!(rig.lab.host(1).read(SUBNET_ENV).is_err(), "{word}");
+    }
+    // The right flags again.
+    rig.restart(1, &[]).unwrap();
+    rig.wait("flannel.1", 15, |rig| {
+        Ok(link(rig.lab.host(1), "flannel.1")?
+            .is_none()
+            .then(|| reasons(rig, 1)))
+    })
+    .unwrap();
+}
+
+#[test]
+fn cache_is_written_seldom_while_leases_change_often() {
+    let rig = Rig::alone(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(1)).unwrap();
+    healthy(&rig);
+    cached(&rig);
+    let endpoint = rig.lab.store().unwrap().endpoint.clone();
+    let mut gateway = lab::gateway::Gateway::connect(rig.lab.switch(), &endpoint).unwrap();
+    let file = rig.lab.host(1).path(CACHE);
+    let began = std::time::Instant::now();
+    let mut versions = std::collections::BTreeSet::new();
+    let mut events = 0;
+    while began.elapsed() < Duration::from_secs(15) {
+        let value = lab::rig::vxlan_lease("198.18.0.77", None, "02:00:00:00:00:01", None).to_string();
+        let key = format!("{}10.244.{}.0-24", lab::store::SUBNETS, 200 + events % 50);
+        gateway.put(&[(key, value)]).unwrap();
+        events += 1;
+        if let Ok(found) = std::fs::metadata(&file) {
+            use std::os::unix::fs::MetadataExt;
+            versions.insert((found.ino(), found.mtime(), found.mtime_nsec()));
+        }
+        std::thread::sleep(Duration::from_millis(9));
+    }
+    // At most one per ten seconds, and the one that was there.
+    assert!(events > 200, "{events} events");
+    assert!(
+        (2..=3).contains(&versions.len()),
+        "{} versions of the cache in {events} events",
+        versions.len()
+    );
 }

@@ -185,6 +185,10 @@ impl Registry for Etcd3 {
         Box::pin(watching::watch(self, sink))
     }
 
+    fn resume(&self, revision: i64) {
+        self.resume_at(revision);
+    }
+
     fn reconnect(&self) -> Pending<'_, ()> {
         Box::pin(self.members.leave())
     }

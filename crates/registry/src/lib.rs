@@ -53,6 +53,10 @@ pub trait Registry: Send + Sync {
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync))
     -> Pending<'a, std::convert::Infallible>;
 
+    /// Tells of the revision that this node knew before this process: a registry that is behind it has gone back. Says nothing
+    /// once the registry itself has spoken.
+    fn resume(&self, revision: i64);
+
     /// The way to the registry may be another from now on, our own address being one: what is asked next goes over a new
     /// connection, instead of waiting for answers that cannot come any more.
     fn reconnect(&self) -> Pending<'_, ()>;

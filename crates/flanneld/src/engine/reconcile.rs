@@ -10,7 +10,7 @@ use fabric::overlap::foreign_routes;
 use kernel::{ApplyOptions, Host, NetlinkError, Outcome};
 use tracing::{debug, info, warn};
 
-use super::{Due, Engine};
+use super::{Due, Engine, Word};
 
 /// From this many peers on, routes are made through nexthop objects: IPv4 route insertion is quadratic in the number of
 /// plain next hops of a device. Below it plain routes are kept, which Go flannel can remove after a roll-back.
@@ -79,7 +79,7 @@ impl<H: Host> Engine<H> {
         }
         drop(done);
         self.engage(planned, started.elapsed(), now);
-        if whole && !failed && self.resync.is_none() {
+        if whole && !failed && self.resync.is_none() && self.word == Word::Listed {
             // A predecessor's routes have been dealt with, and no more will come while we run.
             self.ownership.former_leases = BTreeMap::new();
         }

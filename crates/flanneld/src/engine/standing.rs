@@ -9,8 +9,9 @@ use fabric::status::{Peer, PeerObject};
 use ipnet::IpNet;
 use kernel::Host;
 
-use super::Engine;
 use super::report::{self, Engagement};
+use super::{Engine, Word};
+use crate::mailbox::Listing;
 
 /// What takes work for every lease or object is counted at most this often.
 const CENSUS: Duration = Duration::from_secs(1);
@@ -135,6 +136,15 @@ impl<H: Host> Engine<H> {
                 report::peer(lease, objects, conflict, error.or(cause))
             })
             .collect()
+    }
+
+    /// What the registry said last; nothing while all that is known is what it said to an earlier process.
+    pub(super) fn listing(&self) -> Option<Listing> {
+        let world = self.world.as_ref().filter(|_| self.word == Word::Listed)?;
+        Some(Listing {
+            revision: world.revision(),
+            lines: crate::cache::lines(world.leases().values()),
+        })
     }
 
     /// Destinations and next hops of the desired routes.

@@ -20,6 +20,8 @@ pub struct EnvKeeper {
     path: PathBuf,
     wanted: SubnetEnv,
     written: bool,
+    /// What shall stand in it is something else than what was written.
+    changed: bool,
     /// The error last told, so that a full disk is one line and not one per second.
     told: Option<String>,
     watch: Option<Watch>,
@@ -34,9 +36,25 @@ impl EnvKeeper {
             path,
             wanted,
             written: false,
+            changed: false,
             told: None,
             watch: None,
             retry: None,
+        }
+    }
+
+    /// Goes on where another keeper was: a file that was written once is not written whole again, others may have lines in it.
+    pub fn after(self, before: EnvKeeper) -> EnvKeeper {
+        if before.path != self.path || !before.written {
+            return self;
+        }
+        if before.wanted == self.wanted {
+            return before;
+        }
+        EnvKeeper {
+            written: true,
+            changed: true,
+            ..self
         }
     }
 
@@ -77,6 +95,7 @@ impl EnvKeeper {
         }
         match &result {
             Ok(Repaired::Unchanged) => {}
+            Ok(Repaired::Written) if self.changed => info!("subnet file {}: written", self.path.display()),
             Ok(Repaired::Written) => {
                 info!("repaired: subnet file {}", self.path.display());
                 reporter.repaired_kind("subnet_file");
@@ -92,6 +111,7 @@ impl EnvKeeper {
         if result.is_ok() {
             self.told = None;
             self.written = true;
+            self.changed = false;
         }
         self.retry = (result.is_err() || self.watch.is_none()).then(|| now + RETRY);
         reporter.subnet_file(result.map(|_| ()).map_err(|failure| failure.to_string()));

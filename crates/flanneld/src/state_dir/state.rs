@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fabric::lease::{Snapshot, snapshot_from};
 use fabric::object::LinkName;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -23,12 +22,8 @@ pub struct State {
     networks: Vec<IpNet>,
     links: Vec<String>,
     former_leases: BTreeMap<IpNet, Vec<IpAddr>>,
-    /// Key text of the own lease.
+    /// Key text of the own lease: the subnet to ask for again, which the registry gives if nobody else has it.
     pub lease: Option<String>,
-    /// When it ends, seconds since 1970; `None` for a reservation. After that it is no longer ours to use.
-    pub lease_expires: Option<u64>,
-    /// The last complete listing of the registry.
-    pub cache: Option<CachedSnapshot>,
 }
 
 impl Default for State {
@@ -40,63 +35,7 @@ impl Default for State {
             links: Vec::new(),
             former_leases: BTreeMap::new(),
             lease: None,
-            lease_expires: None,
-            cache: None,
         }
-    }
-}
-
-/// A complete listing, as the registry gave it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedSnapshot {
-    /// Key prefix it was listed under: under another one it means nothing.
-    pub prefix: String,
-    /// The network config's JSON.
-    pub config: String,
-    /// Revision of the registry.
-    pub revision: i64,
-    /// When it was saved, seconds since 1970.
-    pub saved: u64,
-    /// The leases.
-    pub leases: Vec<CachedLease>,
-}
-
-/// A lease, as the registry gave it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedLease {
-    /// Key text.
-    pub key: String,
-    /// The value's JSON.
-    pub value: String,
-    /// Create revision.
-    pub created: i64,
-}
-
-impl CachedSnapshot {
-    /// Takes a snapshot down.
-    pub fn of(snapshot: &Snapshot, prefix: &str, config: &str, saved: u64) -> CachedSnapshot {
-        let leases = snapshot.leases.values().map(|lease| CachedLease {
-            key: lease.subnet.to_string(),
-            value: lease.attributes.to_json(),
-            created: lease.created,
-        });
-        CachedSnapshot {
-            prefix: prefix.to_owned(),
-            config: config.to_owned(),
-            revision: snapshot.revision,
-            saved,
-            leases: leases.collect(),
-        }
-    }
-
-    /// The snapshot again; an entry that does not parse is among the rejected ones.
-    pub fn snapshot(&self) -> Snapshot {
-        snapshot_from(
-            self.revision,
-            self.leases
-                .iter()
-                .map(|lease| (&lease.key, &lease.value, lease.created)),
-        )
     }
 }
 
@@ -146,18 +85,6 @@ impl State {
                 hops.push(hop);
             }
         }
-    }
-
-    /// The own lease, as long as it is ours: key text, unless `now` (seconds since 1970) is past its end.
-    pub fn live_lease(&self, now: u64) -> Option<&str> {
-        self.lease
-            .as_deref()
-            .filter(|_| self.lease_expires.is_none_or(|end| now < end))
-    }
-
-    /// The cached listing, if it was made under this prefix.
-    pub fn cache_for(&self, prefix: &str) -> Option<&CachedSnapshot> {
-        self.cache.as_ref().filter(|cache| cache.prefix == prefix)
     }
 }
 

@@ -39,6 +39,65 @@ fn engine_when_nothing_was_listed_yet_then_nothing_is_done_or_planned() {
 }
 
 #[test]
+fn engine_when_set_up_from_a_cache_then_it_serves_that_and_removes_nothing_before_the_registry_speaks() {
+    let mut rig = Rig::new(VXLAN);
+    rig.learn(3, 0);
+    let stray = rig.route(3);
+    let stray = rig.desired().get(&stray).map(|route| (*route).clone()).unwrap();
+    rig.leases.clear();
+    rig.learn(1, 0);
+    rig.learn(2, 0);
+    rig.set_up_from_cache();
+    rig.pass(millis(20));
+    rig.assert_converged();
+    assert!(rig.standing().engaged && rig.env_path().exists());
+    // A peer that came after the cache was written: the daemon that knew it left its route.
+    rig.act(Op::Add(stray.clone()));
+    rig.pass(Duration::from_secs(200));
+    assert!(rig.there(&stray.key()).is_some());
+    assert!(rig.plan().is_empty());
+    // What is known is kept all the same.
+    let lost = rig.route(1);
+    rig.remove(&lost);
+    rig.pass(Duration::from_secs(1));
+    assert!(is_served(&mut rig, 1) && is_served(&mut rig, 2));
+    // The registry says the same: absence counts from now on.
+    rig.snapshot();
+    rig.pass(Duration::from_secs(1));
+    assert!(rig.there(&stray.key()).is_none());
+    rig.assert_converged();
+}
+
+#[test]
+fn engine_when_a_cache_comes_after_the_registry_spoke_then_it_is_history() {
+    let mut rig = Rig::running(VXLAN, 3);
+    let third = rig.leases.remove(&rig.subnet(3)).unwrap();
+    let fourth = rig.learn(4, 0);
+    rig.set_up_from_cache();
+    rig.leases.remove(&fourth.subnet);
+    rig.leases.insert(third.subnet, third);
+    rig.pass(Duration::from_secs(1));
+    rig.assert_converged();
+    let fourth = rig.route(4);
+    assert!(rig.there(&fourth).is_none());
+}
+
+#[test]
+fn engine_when_it_is_set_up_anew_then_lines_of_others_in_the_subnet_file_stay() {
+    let mut rig = Rig::running(VXLAN, 1);
+    let ours = std::fs::read_to_string(rig.env_path()).unwrap();
+    std::fs::write(rig.env_path(), format!("{ours}DOCKER_OPT_MTU=\"--mtu=1450\"\n")).unwrap();
+    rig.pass(Duration::from_secs(2));
+    rig.set_up(BTreeMap::new());
+    rig.pass(Duration::from_secs(2));
+    let text = std::fs::read_to_string(rig.env_path()).unwrap();
+    assert!(
+        text.contains("DOCKER_OPT_MTU") && text.contains("FLANNEL_SUBNET"),
+        "{text}"
+    );
+}
+
+#[test]
 fn engine_when_a_peers_step_fails_then_the_others_do_not_wait() {
     let mut rig = Rig::running(VXLAN, 2);
     let broken = rig.route(3);

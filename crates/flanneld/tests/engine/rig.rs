@@ -115,6 +115,20 @@ impl Rig {
     }
 
     pub fn set_up(&self, former_leases: BTreeMap<ipnet::IpNet, Vec<IpAddr>>) {
+        self.set_up_from(former_leases, None);
+    }
+
+    /// A set-up that brings what an earlier process knew of the registry: what it knows now.
+    pub fn set_up_from_cache(&self) {
+        let snapshot = Snapshot {
+            revision: self.revision,
+            leases: self.leases.clone(),
+            rejected: Vec::new(),
+        };
+        self.set_up_from(BTreeMap::new(), Some(snapshot));
+    }
+
+    fn set_up_from(&self, former_leases: BTreeMap<ipnet::IpNet, Vec<IpAddr>>, cached: Option<Snapshot>) {
         let node = self.node();
         let backend = plan::backend(&node.network.backend).unwrap();
         let links = backend.links(&node.network);
@@ -141,6 +155,7 @@ impl Rig {
                 former_leases,
             },
             env,
+            cached,
         });
     }
 

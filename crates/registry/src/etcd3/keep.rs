@@ -97,6 +97,14 @@ impl Etcd3 {
         *followed
     }
 
+    /// Notes how far an earlier process followed, unless this one has begun to.
+    pub(crate) fn resume_at(&self, revision: i64) {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *followed == Moment::default() {
+            followed.revision = revision;
+        }
+    }
+
     /// Notes that the watch came to this revision.
     pub(crate) fn followed_to(&self, revision: i64) -> Moment {
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -75,6 +75,8 @@ async fn follow(
     sink: &(dyn Fn(Update) + Send + Sync),
     stood: &mut bool,
 ) -> End {
+    // One that is behind what was followed is not to be gone by yet.
+    let stash = stash.filter(|snapshot| snapshot.revision >= etcd.followed().revision());
     let snapshot = match stash {
         Some(snapshot) => {
             etcd.listed_at(snapshot.revision);

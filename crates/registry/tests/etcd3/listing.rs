@@ -193,6 +193,25 @@ async fn a_registry_that_was_emptied_is_believed_only_once_its_nodes_could_speak
 }
 
 #[tokio::test]
+async fn a_registry_that_is_behind_what_an_earlier_process_knew_is_believed_only_after_a_moment() {
+    let server = Server::start();
+    server.put("/n/subnets/10.5.8.0-24", &value_of("192.0.2.8"));
+    let etcd = server.client();
+    etcd.resume(1000);
+    // Once the registry itself has spoken, it is the measure.
+    let watching = Watching::start(&etcd);
+    wait_until("the first listing", || etcd.states().borrow().revision > 0).await;
+    etcd.resume(2000);
+    server.put("/n/subnets/10.5.9.0-24", &value_of("192.0.2.9"));
+    let snapshot = watching.snapshot().await;
+    assert_eq!(
+        snapshot.leases.len(),
+        2,
+        "what came back after the first listing is in the first that counts"
+    );
+}
+
+#[tokio::test]
 async fn a_member_that_hangs_is_noticed_by_the_idle_watch() {
     let server = Server::start();
     let etcd = server.client();

@@ -1,0 +1,375 @@
+//! The registry as it was last known, on disk: what a node that starts serves from while its registry does not answer.
+//!
+//! The file is written whole beside its place and moved there. Its first line says what it is and holds the checksum of the
+//! second; the second is the [`Head`], in JSON, and holds the checksum of the rest: one line per lease, with key, create
+//! revision and value. So a file that was torn, or is somebody else's, is told from ours at every length, and the head can be
+//! had without reading the leases.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fabric::lease::{Lease, Snapshot, snapshot_from};
+use registry::etcd3::{Address, Keys};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::atomic_file::{self, WriteError};
+use crate::flags::EtcdOptions;
+
+/// How the file begins. Another number is another format, which is not read.
+const MAGIC: &str = "flannel-cache 1 ";
+/// Only the daemon reads it.
+const MODE: u32 = 0o600;
+/// A file larger than this is not one of ours: 10,000 leases make about 1.4 MiB.
+const LARGEST: u64 = 64 << 20;
+/// A head larger than this is not one of ours: most of it is the network config.
+const LARGEST_HEAD: u64 = 4 << 20;
+/// A wall clock that is set back by less than this was corrected; by more, it does not know what time it is.
+const CORRECTION: Duration = Duration::from_secs(60);
+
+/// What the registry was called: under another name it is another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Key of the leases' folder.
+    prefix: String,
+    /// Addresses of its members, without schemes: TLS makes no other registry of them.
+    endpoints: Vec<String>,
+}
+
+impl Source {
+    /// The registry these options lead to.
+    pub fn of(etcd: &EtcdOptions) -> Source {
+        let address = |endpoint: &registry::etcd3::Endpoint| match &endpoint.address {
+            Address::Tcp { host, port } => format!("{}:{port}", host.to_ascii_lowercase()),
+            Address::Unix(path) => format!("unix:{}", path.display()),
+        };
+        Source {
+            prefix: Keys::new(&etcd.prefix).subnets().to_owned(),
+            endpoints: etcd.endpoints.iter().map(address).collect(),
+        }
+    }
+
+    /// A member in common makes it the same cluster: members come and go.
+    fn is(&self, other: &Source) -> Result<(), Useless> {
+        if self.prefix != other.prefix {
+            return Err(Useless::Prefix {
+                was: other.prefix.clone(),
+                is: self.prefix.clone(),
+            });
+        }
+        if !self
+            .endpoints
+            .iter()
+            .any(|member| other.endpoints.contains(member))
+        {
+            return Err(Useless::Endpoints(other.endpoints.join(",")));
+        }
+        Ok(())
+    }
+}
+
+/// A moment by every clock there is. The wall clock may be set, or wrong after a boot; the time since boot runs on through
+/// suspend and is nobody's to set, but says nothing about another boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Seconds since 1970.
+    pub wall: u64,
+    /// Which boot.
+    pub boot: String,
+    /// Seconds since then.
+    pub uptime: u64,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Moment {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Moment {
+            wall: wall.as_secs(),
+            boot: boot.trim().to_owned(),
+            uptime: u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0),
+        }
+    }
+
+    /// Seconds since an earlier moment of the same boot.
+    pub fn since_in_this_boot(&self, earlier: &Moment) -> Option<u64> {
+        let same = !self.boot.is_empty() && self.boot == earlier.boot;
+        self.uptime.checked_sub(earlier.uptime).filter(|_| same)
+    }
+
+    /// Whether `left` seconds from an earlier moment have passed. Each clock that can tell has a veto: between two nodes with
+    /// one subnet and none for this one, none is the smaller evil.
+    fn is_past(&self, earlier: &Moment, left: u64) -> Result<bool, Useless> {
+        let elapsed = self.since_in_this_boot(earlier);
+        if self.wall + CORRECTION.as_secs() < earlier.wall {
+            return elapsed.map(|elapsed| elapsed >= left).ok_or(Useless::Clock {
+                now: self.wall,
+                saved: earlier.wall,
+            });
+        }
+        let by_wall = self.wall.saturating_sub(earlier.wall) >= left;
+        Ok(by_wall || elapsed.is_some_and(|elapsed| elapsed >= left))
+    }
+}
+
+/// The own lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    /// Key text.
+    pub subnet: String,
+    /// The value's JSON.
+    pub value: String,
+    /// Seconds it had left at [`Head::saved`]; `None` for a reservation.
+    pub left: Option<u64>,
+}
+
+/// All but the leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Where it was listed.
+    pub source: Source,
+    /// When this was the registry's last word.
+    pub saved: Moment,
+    /// The registry's revision.
+    pub revision: i64,
+    /// The network config's JSON.
+    pub config: String,
+    /// The own lease.
+    pub own: Own,
+    /// Checksum of the lines of leases.
+    leases: String,
+}
+
+/// Why what was known is not to be used now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Useless {
+    /// It is of another network.
+    #[error("it is of {was}, and this is {is}")]
+    Prefix {
+        /// Its folder of leases.
+        was: String,
+        /// Ours.
+        is: String,
+    },
+    /// It is of another registry.
+    #[error("it is of the registry at {0}")]
+    Endpoints(String),
+    /// The own subnet may be another node's by now.
+    #[error("the own lease {subnet} in it has expired")]
+    Expired {
+        /// Key text.
+        subnet: String,
+    },
+    /// It cannot be told whether the own lease is good. Setting the clock cures it.
+    #[error("the clock says {}, it was saved at {}: whether the own lease has expired cannot be told before the clock is set", utc(*.now), utc(*.saved))]
+    Clock {
+        /// Seconds since 1970.
+        now: u64,
+        /// Seconds since 1970.
+        saved: u64,
+    },
+}
+
+/// A moment in words.
+pub fn utc(seconds: u64) -> String {
+    crate::logging::utc(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+impl Head {
+    /// The head of these [`lines`].
+    pub fn new(source: Source, saved: Moment, revision: i64, config: String, own: Own, lines: &[u8]) -> Head {
+        Head {
+            source,
+            saved,
+            revision,
+            config,
+            own,
+            leases: checksum(lines),
+        }
+    }
+
+    /// Whether it says the same, whenever it was said: the end of the own lease is a few seconds off when it is not the one it was.
+    pub fn says_what(&self, other: &Head) -> bool {
+        let end = |head: &Head| head.own.left.map(|left| head.saved.uptime + left);
+        let ends = match (end(self), end(other)) {
+            (Some(a), Some(b)) => a.abs_diff(b) <= CORRECTION.as_secs(),
+            (a, b) => a == b,
+        };
+        ends && self.leases == other.leases
+            && self.config == other.config
+            && self.own.subnet == other.own.subnet
+            && self.own.value == other.own.value
+    }
+
+    /// Whether it may be served from: it is of this registry and the own lease is still ours.
+    pub fn judge(&self, source: &Source, now: &Moment) -> Result<(), Useless> {
+        source.is(&self.source)?;
+        match self.own.left {
+            Some(left) if now.is_past(&self.saved, left)? => Err(Useless::Expired {
+                subnet: self.own.subnet.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it was listed where this leads to.
+    pub fn is_of(&self, source: &Source) -> bool {
+        source.is(&self.source).is_ok()
+    }
+}
+
+/// The lines of leases.
+pub fn lines<'a>(leases: impl Iterator<Item = &'a Lease>) -> Vec<u8> {
+    let mut text = Vec::new();
+    for lease in leases {
+        // Writing to memory cannot fail. Values are compact JSON, in which there is no bare newline.
+        let _ = writeln!(
+            text,
+            "{} {} {}",
+            lease.subnet,
+            lease.created,
+            lease.attributes.to_json()
+        );
+    }
+    text
+}
+
+/// The checksum of a text.
+pub fn checksum(text: &[u8]) -> String {
+    use std::fmt::Write;
+    Sha256::digest(text)
+        .iter()
+        .fold(String::with_capacity(64), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+}
+
+/// The file's content.
+fn render(head: &Head, lines: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+    let head = serde_json::to_vec(head)?;
+    let mut text = Vec::with_capacity(MAGIC.len() + 66 + head.len() + lines.len());
+    text.extend_from_slice(MAGIC.as_bytes());
+    text.extend_from_slice(checksum(&head).as_bytes());
+    text.push(b'\n');
+    text.extend_from_slice(&head);
+    text.push(b'\n');
+    text.extend_from_slice(lines);
+    Ok(text)
+}
+
+/// Reads the first two lines.
+fn read_head(from: &mut impl BufRead) -> Result<Head, String> {
+    let torn = |error: io::Error| error.to_string();
+    let mut first = Vec::new();
+    let longest = u64::try_from(MAGIC.len()).unwrap_or(0) + 65;
+    from.by_ref()
+        .take(longest)
+        .read_until(b'\n', &mut first)
+        .map_err(torn)?;
+    let sum = first
+        .strip_prefix(MAGIC.as_bytes())
+        .and_then(|rest| rest.strip_suffix(b"\n"))
+        .ok_or_else(|| format!("it does not begin with {MAGIC:?} and a checksum"))?;
+    let mut second = Vec::new();
+    from.by_ref()
+        .take(LARGEST_HEAD)
+        .read_until(b'\n', &mut second)
+        .map_err(torn)?;
+    let head = second.strip_suffix(b"\n").unwrap_or_default();
+    if checksum(head).as_bytes() != sum {
+        return Err("its head is not what was written".to_owned());
+    }
+    serde_json::from_slice(head).map_err(|error| error.to_string())
+}
+
+/// Reads all of it.
+pub fn parse(from: &mut impl BufRead) -> Result<(Head, Snapshot), String> {
+    let head = read_head(from)?;
+    let mut lines = Vec::new();
+    from.by_ref()
+        .take(LARGEST)
+        .read_to_end(&mut lines)
+        .map_err(|error| error.to_string())?;
+    if checksum(&lines) != head.leases {
+        return Err("its leases are not what was written".to_owned());
+    }
+    let entries = lines.split(|byte| *byte == b'\n').filter_map(|line| {
+        let line = std::str::from_utf8(line).ok()?;
+        let (key, rest) = line.split_once(' ')?;
+        let (created, value) = rest.split_once(' ')?;
+        Some((key, value, created.parse().ok()?))
+    });
+    let snapshot = snapshot_from(head.revision, entries);
+    Ok((head, snapshot))
+}
+
+/// Why it was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// It cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// It cannot be said in JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+/// The place of the cache.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    file: PathBuf,
+}
+
+impl Cache {
+    /// In this file.
+    pub fn at(file: PathBuf) -> Cache {
+        Cache { file }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    fn open(&self) -> Result<Option<BufReader<File>>, String> {
+        match File::open(&self.file) {
+            Ok(file) => Ok(Some(BufReader::with_capacity(64 << 10, file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// All but the leases; `None` where there is no cache. The error says why what is there is none.
+    pub fn head(&self) -> Result<Option<Head>, String> {
+        let Some(mut file) = self.open()? else {
+            return Ok(None);
+        };
+        read_head(&mut file).map(Some)
+    }
+
+    /// All of it; `None` where there is none.
+    pub fn load(&self) -> Result<Option<(Head, Snapshot)>, String> {
+        let Some(mut file) = self.open()? else {
+            return Ok(None);
+        };
+        parse(&mut file).map(Some)
+    }
+
+    /// Writes it, whole or not at all.
+    pub fn save(&self, head: &Head, lines: &[u8]) -> Result<(), SaveError> {
+        Ok(atomic_file::replace(&self.file, &render(head, lines)?, MODE)?)
+    }
+
+    /// Removes it: what it says is ours is not ours any more.
+    pub fn forget(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

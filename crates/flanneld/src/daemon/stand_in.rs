@@ -1,0 +1,148 @@
+//! The fabric out of the cache, while the registry does not answer: after a reboot the pods of known peers talk all the same.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+use fabric::config::NetworkConfig;
+use fabric::lease::{Lease, Snapshot};
+use fabric::subnet_env::Previous;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::ground::{Config, Former, Ground, addresses};
+use super::{Daemon, listed_at};
+use crate::cache::{Head, Moment, utc};
+use crate::interface;
+use crate::truth::Cached;
+
+/// A registry that has neither answered nor failed by then does not answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A cache that cannot be served from is looked at again this often: an interface may come, or a clock be set.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the cache comes to on this host.
+struct Fabric {
+    head: Head,
+    lease: Lease,
+    ground: Ground,
+    snapshot: Snapshot,
+}
+
+impl Daemon {
+    /// Serves from the cache once the registry is found not to answer, until this is dropped because it does.
+    pub(super) async fn stand_in(&self, previous: &Previous) -> anyhow::Result<Infallible> {
+        if self.truth.situation().lease.is_some() {
+            // What this process came to stands already, and is newer.
+            return pending().await;
+        }
+        tokio::select! {
+            () = self.doubt.notified() => {}
+            () = sleep(PATIENCE) => {}
+        }
+        loop {
+            let useless = match self.fabric_of_cache() {
+                Ok(None) => return pending().await,
+                Ok(Some(fabric)) => self.serve(fabric, previous).await?,
+                Err(useless) => useless,
+            };
+            self.truth.cached(Cached::Useless(useless));
+            tokio::select! {
+                () = self.underlay_changed.notified() => {}
+                () = sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// `None` where there is no cache; the error says why it cannot be served from.
+    fn fabric_of_cache(&self) -> Result<Option<Fabric>, String> {
+        let cache = self.recorder.cache();
+        let Some(head) = cache.head()? else {
+            return Ok(None);
+        };
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        head.judge(self.recorder.source(), &Moment::now())
+            .map_err(|e| text(&e))?;
+        let network = NetworkConfig::parse(head.config.as_bytes()).map_err(|e| text(&e))?;
+        let lease = Lease::read(&head.own.subnet, head.own.value.as_bytes(), 0)
+            .map_err(|e| format!("the own lease in it: {}", e.reason))?;
+        let selected = interface::choose(&self.options.interface, &network).map_err(|e| text(&e))?;
+        let config = Config {
+            text: head.config.clone(),
+            network,
+        };
+        let ground = Ground::new(config, selected).map_err(|e| format!("{e:#}"))?;
+        if !ground.me().own(ground.network(), &lease) {
+            return Err(format!(
+                "the own lease {} in it is of another address than {}",
+                lease.subnet,
+                addresses(&ground.underlay)
+            ));
+        }
+        let Some((head, snapshot)) = cache.load()? else {
+            return Ok(None);
+        };
+        Ok(Some(Fabric {
+            head,
+            lease,
+            ground,
+            snapshot,
+        }))
+    }
+
+    /// Serves for as long as peers know us by the address in the cache; then says what it is now.
+    async fn serve(&self, fabric: Fabric, previous: &Previous) -> anyhow::Result<String> {
+        let Fabric {
+            head,
+            lease,
+            ground,
+            snapshot,
+        } = fabric;
+        let subnet = lease.subnet;
+        let identity = ground.identity(&subnet, Some(&lease.attributes));
+        warn!(
+            "the registry does not answer: serving {subnet} from the cache of {}, {} leases of revision {}; newer ones are not known",
+            utc(head.saved.wall),
+            snapshot.leases.len(),
+            head.revision
+        );
+        let mut state = self.state_dir.load();
+        let mut former = Former::take(&mut state, &ground, previous);
+        self.state_dir.save(&state);
+        drop(state);
+        self.show(&ground);
+        let left = head.own.left;
+        self.truth.update(|situation| {
+            situation.lease = Some(fabric::status::OwnLease {
+                subnet: subnet.to_string(),
+                expires: left.map(|left| head.saved.wall + left),
+                reservation: left.is_none(),
+            });
+        });
+        self.set_up(&ground, subnet, identity, former.clone(), Some(snapshot))?;
+        self.truth.cached(Cached::Served {
+            saved: head.saved.wall,
+            revision: head.revision,
+        });
+        former.leases.clear();
+        let changed = self.follow_underlay(&ground, subnet, identity, &former).await?;
+        Ok(format!("the address peers know us by changed {changed}"))
+    }
+
+    /// What was known of the registry, when it has gone back since: emptied, restored or exchanged, it is told the leases again
+    /// by their owners, and until then what is known stays in force.
+    pub(super) fn history(&self, ground: &Ground) -> Option<Snapshot> {
+        let head = self.recorder.cache().head().ok()??;
+        let gone_back = head.is_of(self.recorder.source()) && listed_at(&*self.registry) < head.revision;
+        if !gone_back || head.config != ground.config.text {
+            return None;
+        }
+        let (_, snapshot) = self.recorder.cache().load().ok()??;
+        info!(
+            "the registry is behind the cache: {} leases of revision {} stay in force for now",
+            snapshot.leases.len(),
+            snapshot.revision
+        );
+        Some(snapshot)
+    }
+}
