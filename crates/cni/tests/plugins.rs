@@ -6,6 +6,8 @@ mod rig;
 
 #[path = "plugins/attachments.rs"]
 mod attachments;
+#[path = "plugins/byte_results.rs"]
+mod byte_results;
 #[path = "plugins/calls.rs"]
 mod calls;
 #[path = "plugins/chain.rs"]
@@ -18,6 +20,8 @@ mod golden;
 mod host_local;
 #[path = "plugins/kill.rs"]
 mod kill;
+#[path = "plugins/lease_change.rs"]
+mod lease_change;
 #[path = "plugins/libcni.rs"]
 mod libcni;
 #[path = "plugins/limits.rs"]
@@ -32,6 +36,8 @@ mod multus_pods;
 mod multus_seed;
 #[path = "plugins/ports.rs"]
 mod ports;
+#[path = "plugins/power_cut.rs"]
+mod power_cut;
 #[path = "plugins/status.rs"]
 mod status;
 #[path = "plugins/sweep.rs"]

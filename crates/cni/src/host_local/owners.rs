@@ -4,12 +4,14 @@
 //! addresses. One system call makes it whole and one reads it. Go's host-local never looks there.
 //!
 //! The index is only believed while nobody else has changed the folder of the reservations: after each change of ours the
-//! folder's modification time is set to a [fixed date](SEAL), and any file made or removed by another program moves it to now.
-//! Then everything is read once and the index made anew, so it can be thrown away at any time.
+//! folder's modification time is set to a date of old ([`sealed_date`]), and any file made or removed by another program moves it
+//! to now. Then everything is read once and the index made anew, so it can be thrown away at any time. The date is another after
+//! each boot, because a power cut may have kept some of what was written last and not the rest.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -18,15 +20,28 @@ use crate::files;
 use crate::host_local::store::Owner;
 use crate::json::parse_ip;
 
-/// Modification time, in seconds, of a folder whose every reservation is indexed: the bytes `FLAN`, in May 2007.
-pub const SEAL: i64 = 0x464c_414e;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Longest file name.
 const NAME_LIMIT: usize = 255;
 
+/// Modification time, in seconds, of a folder whose every reservation was indexed since the machine was started: a second
+/// between March and October 2007, by the boot's id.
+pub fn sealed_date() -> i64 {
+    static DATE: OnceLock<i64> = OnceLock::new();
+    *DATE.get_or_init(|| {
+        let id = files::read(BOOT_ID, 64).unwrap_or_default();
+        // FNV-1a; its upper bits are the better mixed.
+        let hash = id.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        0x4600_0000 | (hash >> 40).cast_signed()
+    })
+}
+
 /// The folder's last change was ours.
 pub fn is_sealed(folder: &OwnedFd) -> bool {
-    rustix::fs::fstat(folder).is_ok_and(|stat| stat.st_mtime == SEAL && stat.st_mtime_nsec == 0)
+    rustix::fs::fstat(folder).is_ok_and(|stat| stat.st_mtime == sealed_date() && stat.st_mtime_nsec == 0)
 }
 
 /// Marks the folder's last change as ours. Where that is not possible the next call reads everything again.
@@ -39,7 +54,7 @@ pub fn seal(folder: &OwnedFd) {
                 tv_nsec: UTIME_OMIT,
             },
             last_modification: Timespec {
-                tv_sec: SEAL,
+                tv_sec: sealed_date(),
                 tv_nsec: 0,
             },
         },

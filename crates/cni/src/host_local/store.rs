@@ -40,11 +40,12 @@ impl Owner {
         }
     }
 
-    /// Reads a reservation's content; `None` when it holds nothing. White space around it does not count.
+    /// Reads a reservation's content; `None` when it holds nothing. White space around it does not count, and a file with zeros
+    /// in it is one that a power cut has emptied on XFS.
     pub fn parse(content: &[u8]) -> Option<Owner> {
         let text = String::from_utf8_lossy(content);
         let text = text.trim();
-        if text.is_empty() {
+        if text.is_empty() || text.contains('\0') {
             return None;
         }
         let (container, ifname) = text.split_once("\r\n").unwrap_or((text, ""));

@@ -286,7 +286,7 @@ impl Host {
             .map(|e| {
                 (
                     e.file_name().into_string().unwrap(),
-                    std::fs::read_to_string(e.path()).unwrap(),
+                    String::from_utf8_lossy(&std::fs::read(e.path()).unwrap()).into_owned(),
                 )
             })
             .collect();
