@@ -1,12 +1,16 @@
 //! Putting the executable where runtimes look for plugins, and taking it away again.
 //!
 //! A plugin may be running while it is replaced, and a runtime may start it at any moment: each file is written beside its place
-//! and renamed over it, whole and synced. Only files that are ours are ever removed.
+//! and renamed over it, whole and synced. What was in its place is kept under a name that no runtime asks for, so that a node can
+//! go back; it is never one of ours, of whatever version. Only files that are ours are ever removed.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation};
+use rustix::io::Errno;
 
 /// What is installed by default: the others' names stay what they are, flannel runs them in its own process.
 pub const DEFAULT: &[&str] = &["flannel"];
@@ -20,121 +24,205 @@ pub const ALL: &[&str] = &[
     "bandwidth",
 ];
 
-/// Installs the executable under these names. A file of another plugin's name that is not ours is kept, unless `replace`; the
-/// names that were left alone are returned.
-pub fn install(executable: &Path, folder: &Path, names: &[&str], replace: bool) -> io::Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(folder)?;
-    let mut kept = Vec::new();
-    for name in names {
-        let place = folder.join(name);
-        // The name flannel is ours by right: this is how a node changes over.
-        let foreign = *name != "flannel" && place.exists() && !is_ours(executable, &place)?;
-        if foreign && !replace {
-            kept.push(place);
-            continue;
-        }
-        put(executable, &place).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", place.display())))?;
-    }
-    File::open(folder)?.sync_all()?;
-    Ok(kept)
+/// By this the executable is known, whatever its version; the two halves stand together in nothing else.
+pub const MARK: [&[u8]; 2] = [b"flannel-cni executable ", b"7b1f0c52e9d84a36"];
+
+/// What an installation has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Files that are ours now.
+    pub done: Vec<PathBuf>,
+    /// What was in the place of some of them, and where it is kept.
+    pub replaced: Vec<(PathBuf, PathBuf)>,
+    /// Others' files that were left alone.
+    pub kept: Vec<PathBuf>,
 }
 
-/// Removes the files among these names that are the executable; returns them.
-pub fn uninstall(executable: &Path, folder: &Path, names: &[&str]) -> io::Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
+/// What a removal has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uninstalled {
+    /// Places where what was there before is again.
+    pub restored: Vec<PathBuf>,
+    /// Places where nothing is now.
+    pub removed: Vec<PathBuf>,
+    /// Files from before that stay aside, since somebody has put another in their place.
+    pub aside: Vec<PathBuf>,
+}
+
+/// Installs the executable under these names. A file of another plugin's name that is not ours is kept, unless `replace`.
+pub fn install(executable: &Path, folder: &Path, names: &[&str], replace: bool) -> io::Result<Installed> {
+    std::fs::create_dir_all(folder).map_err(|e| at(folder, e))?;
+    let _lock = lock(folder)?;
+    let mut installed = Installed::default();
     for name in names {
         let place = folder.join(name);
-        if place.exists() && is_ours(executable, &place)? {
-            std::fs::remove_file(&place)?;
-            removed.push(place);
+        let failed = |e| at(&place, e);
+        let foreign = is_there(&place) && !is_ours(&place).map_err(failed)?;
+        // The name flannel is ours by right: this is how a node changes over.
+        if foreign && *name != "flannel" && !replace {
+            installed.kept.push(place);
+            continue;
+        }
+        if foreign {
+            let aside = before(&place);
+            keep(&place, &aside).map_err(failed)?;
+            installed.replaced.push((place.clone(), aside));
+        }
+        put(executable, &place).map_err(failed)?;
+        installed.done.push(place);
+    }
+    File::open(folder)?.sync_all()?;
+    Ok(installed)
+}
+
+/// Takes our executable away from these names, and puts back what was there before.
+pub fn uninstall(folder: &Path, names: &[&str]) -> io::Result<Uninstalled> {
+    let mut uninstalled = Uninstalled::default();
+    if !folder.exists() {
+        return Ok(uninstalled);
+    }
+    let _lock = lock(folder)?;
+    for name in names {
+        let place = folder.join(name);
+        let aside = before(&place);
+        let failed = |e| at(&place, e);
+        // Of an installation that was killed.
+        for half_made in [temporary(&place), temporary(&aside)] {
+            drop_file(&half_made).map_err(failed)?;
+        }
+        let there = is_there(&place);
+        if there && !is_ours(&place).map_err(failed)? {
+            if is_there(&aside) && is_same_file(&place, &aside) {
+                drop_file(&aside).map_err(failed)?;
+            } else if is_there(&aside) {
+                uninstalled.aside.push(aside);
+            }
+        } else if is_there(&aside) {
+            std::fs::rename(&aside, &place).map_err(failed)?;
+            uninstalled.restored.push(place);
+        } else if there {
+            std::fs::remove_file(&place).map_err(failed)?;
+            uninstalled.removed.push(place);
         }
     }
-    Ok(removed)
+    File::open(folder)?.sync_all()?;
+    Ok(uninstalled)
+}
+
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// One installation at a time.
+fn lock(folder: &Path) -> io::Result<File> {
+    let lock = File::open(folder).map_err(|e| at(folder, e))?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))?;
+    Ok(lock)
+}
+
+/// Beside a place: a dot before the name, so that no runtime takes it for a plugin.
+fn beside(place: &Path, end: &str) -> PathBuf {
+    let name = place
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    place.with_file_name(format!(".{name}.{end}"))
+}
+
+/// Where what was in a place is kept.
+pub fn before(place: &Path) -> PathBuf {
+    beside(place, "before")
+}
+
+fn temporary(place: &Path) -> PathBuf {
+    beside(place, "new")
+}
+
+/// Something has this name, a symlink that leads nowhere included.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let (Ok(a), Ok(b)) = (rustix::fs::lstat(a), rustix::fs::lstat(b)) else {
+        return false;
+    };
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+fn drop_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Gives a file, or a symlink, a second name in one step, in place of what has that name.
+fn keep(place: &Path, aside: &Path) -> io::Result<()> {
+    let linked = temporary(aside);
+    drop_file(&linked)?;
+    match rustix::fs::linkat(CWD, place, CWD, &linked, AtFlags::empty()) {
+        Ok(()) => {}
+        // A file system without hard links.
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK) => copy(place, &linked)?,
+        Err(e) => return Err(e.into()),
+    }
+    std::fs::rename(&linked, aside)?;
+    // Two names of one file: such a rename does nothing.
+    drop_file(&linked)
 }
 
 fn put(executable: &Path, place: &Path) -> io::Result<()> {
-    // A dot before the name: no runtime takes it for a plugin.
-    let name = place
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let temporary = place.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut from = File::open(executable)?;
-        let mut to = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o755)
-            .open(&temporary)?;
-        io::copy(&mut from, &mut to)?;
-        to.set_permissions(std::fs::Permissions::from_mode(0o755))?;
-        to.flush()?;
-        to.sync_all()
-    })();
-    written
+    let temporary = temporary(place);
+    drop_file(&temporary)?;
+    copy(executable, &temporary)
         .and_then(|()| std::fs::rename(&temporary, place))
         .inspect_err(|_| {
             let _ = std::fs::remove_file(&temporary);
         })
 }
 
-/// The two files hold the same bytes.
-fn is_ours(executable: &Path, other: &Path) -> io::Result<bool> {
-    let (mut a, mut b) = (File::open(executable)?, File::open(other)?);
-    if a.metadata()?.len() != b.metadata()?.len() {
+/// Makes a new file, whole and synced.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = File::open(from).map_err(|e| at(from, e))?;
+    let mut to = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o755)
+        .open(to)?;
+    io::copy(&mut from, &mut to)?;
+    to.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+    to.flush()?;
+    to.sync_all()
+}
+
+/// The file is our executable, of any version.
+pub fn is_ours(path: &Path) -> io::Result<bool> {
+    let mark = MARK.concat();
+    let Some(first) = mark.first() else {
         return Ok(false);
+    };
+    let mut file = match File::open(path) {
+        // A symlink that leads nowhere.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    let mut bytes = Vec::new();
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no file"));
     }
-    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    loop {
-        let length = a.read(&mut left)?;
-        let (Some(left), Some(right)) = (left.get(..length), right.get_mut(..length)) else {
-            return Ok(false);
-        };
-        b.read_exact(right)?;
-        if left != right {
-            return Ok(false);
-        }
-        if length == 0 {
+    file.read_to_end(&mut bytes)?;
+    let mut rest = bytes.as_slice();
+    while let Some(at) = rest.iter().position(|b| b == first) {
+        rest = rest.get(at..).unwrap_or_default();
+        if rest.starts_with(&mark) {
             return Ok(true);
         }
+        rest = rest.get(1..).unwrap_or_default();
     }
+    Ok(false)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn install_when_others_are_there_keeps_them_and_uninstall_removes_only_ours() {
-        let room = tempfile::tempdir().unwrap();
-        let (executable, bin) = (room.path().join("flannel-cni"), room.path().join("opt/cni/bin"));
-        std::fs::write(&executable, "ours").unwrap();
-        std::fs::create_dir_all(&bin).unwrap();
-        for foreign in ["bridge", "flannel", "macvlan"] {
-            std::fs::write(bin.join(foreign), "another's").unwrap();
-        }
-        assert_eq!(
-            install(&executable, &bin, DEFAULT, false).unwrap(),
-            Vec::<PathBuf>::new()
-        );
-        assert_eq!(std::fs::read(bin.join("flannel")).unwrap(), b"ours");
-        assert_eq!(
-            bin.join("flannel").metadata().unwrap().permissions().mode() & 0o777,
-            0o755
-        );
-        assert_eq!(
-            install(&executable, &bin, ALL, false).unwrap(),
-            [bin.join("bridge")]
-        );
-        assert_eq!(std::fs::read(bin.join("bridge")).unwrap(), b"another's");
-        assert_eq!(uninstall(&executable, &bin, ALL).unwrap().len(), 5);
-        let mut left: Vec<_> = std::fs::read_dir(&bin)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["bridge", "macvlan"]);
-        assert!(install(&executable, &bin, ALL, true).unwrap().is_empty());
-        assert_eq!(std::fs::read(bin.join("bridge")).unwrap(), b"ours");
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ pub mod bandwidth;
 pub mod bridge;
 pub mod call;
 pub mod chain;
+pub mod conflist;
 pub mod delegate;
 pub mod failure;
 pub mod files;

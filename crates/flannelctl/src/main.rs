@@ -4,6 +4,7 @@ mod arguments;
 mod ipam;
 mod labs;
 mod output;
+mod plugins;
 mod registry;
 mod socket;
 mod status;
@@ -22,6 +23,7 @@ Usage: flannelctl COMMAND ...
   status      peers of this host and their kernel objects, as its daemon sees them
   plan        what the daemon would change in the kernel now; nothing on a healthy host
   pause       hold the daemon's hand still, to change something in peace; `resume` ends it
+  cni         the CNI plugins of this host: install, uninstall, and the configuration for runtimes
   ipam        which pod holds which address of this host; free those of dead ones: list, gc
   lab         a whole network of hosts and pods on this machine: up, status, exec, break, down
   registry    serve, get, put, ls, del: an etcd v3 API server for one machine, and a small client
@@ -49,6 +51,7 @@ fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         "plan" => status::plan(rest, out),
         "pause" => status::pause("pause", rest, out),
         "resume" => status::pause("resume", rest, out),
+        "cni" => plugins::run(rest, out),
         "ipam" => ipam::run(rest, out),
         "lab" => labs::run(rest, out),
         "registry" => store::run(rest, out),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use lab::rig::executables;
 
@@ -62,16 +63,27 @@ impl Machine {
         self.put("flannel", GO_FLANNEL.as_bytes());
     }
 
-    /// Ours by every name it knows; what else is there stays.
+    /// Ours by every name it knows; what else is there stays, and what was in its place is kept.
     pub fn install_ours(&self) {
-        let executable = executables().unwrap().join("flannel-cni");
-        self.put("flannel", &fs::read(executable).unwrap());
-        let folder = self.node.path(PLUGIN_FILES);
-        for name in OURS.iter().filter(|n| **n != "flannel") {
-            let new = folder.join(format!(".{name}.new"));
-            fs::hard_link(folder.join("flannel"), &new).unwrap();
-            fs::rename(&new, folder.join(name)).unwrap();
-        }
+        self.flannelctl(&["install", "--all", "--replace"]);
+    }
+
+    /// What was there before ours.
+    pub fn uninstall_ours(&self) {
+        self.flannelctl(&["uninstall"]);
+        let there = fs::read(self.node.path(&format!("{PLUGIN_FILES}/flannel"))).unwrap();
+        assert!(there == GO_FLANNEL.as_bytes(), "Go's is not back");
+    }
+
+    fn flannelctl(&self, arguments: &[&str]) {
+        let output = Command::new(executables().unwrap().join("flannelctl"))
+            .arg("cni")
+            .args(arguments)
+            .arg("--dir")
+            .arg(self.node.path(PLUGIN_FILES))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// A recorder before every plugin of ours, which writes down verb, name and interface.

@@ -276,7 +276,7 @@ fn containers_when_plugins_are_changed_under_them_stay_reachable_and_are_removed
     for ours_come in [true, false] {
         let (install, change): (&dyn Fn(), &dyn Fn()) = match ours_come {
             true => (&|| machine.install_go(), &|| machine.install_ours()),
-            false => (&|| machine.install_ours(), &|| machine.install_go()),
+            false => (&|| machine.install_ours(), &|| machine.uninstall_ours()),
         };
         install();
         let old = podman.run("old", &["--network", "cbr0", "-p", "8180:80"]);

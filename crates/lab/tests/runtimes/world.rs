@@ -27,12 +27,16 @@ pub fn portmap() -> Value {
     json!({ "type": "portmap", "capabilities": { "portMappings": true } })
 }
 
-/// The list of flannel's manifest, with what comes after `flannel`.
+/// The list we ship (packaging/cni), with what comes after `flannel`. Debian's runtimes do not know `cniVersions`.
 pub fn flannel_list(name: &str, more: &[Value]) -> Value {
     let mut plugins =
         vec![json!({ "type": "flannel", "delegate": { "hairpinMode": true, "isDefaultGateway": true } })];
     plugins.extend(more.iter().cloned());
-    json!({ "name": name, "cniVersion": "0.3.1", "plugins": plugins })
+    let shipped = include_str!("../../../../packaging/cni/10-flannel.conflist");
+    let mut list: Value = serde_json::from_str(shipped).unwrap();
+    list["name"] = json!(name);
+    list["plugins"] = json!(plugins);
+    list
 }
 
 impl World {

@@ -1,0 +1,325 @@
+//! `flannelctl cni`: the plugins of this host, and the configuration that makes runtimes use them.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use cni::conflist;
+use cni::install::{self, ALL, DEFAULT};
+use serde_json::json;
+
+use crate::arguments::{Arguments, Ended, Grammar};
+use crate::output::{Mood, Out, say};
+
+const HELP: &str = "\
+The CNI plugins of this host: `flannel-cni` under the names that container runtimes look for.
+
+Usage: flannelctl cni install|uninstall|conf ...
+
+  install    put it where runtimes look; what was in its place is kept
+  uninstall  take it away, and give back what was there before
+  conf       print or write the configuration for runtimes
+
+Examples:
+  flannelctl cni install
+  flannelctl cni conf --write
+";
+
+const INSTALL_HELP: &str = "\
+Puts `flannel-cni` where container runtimes look for plugins: as `flannel` alone, beside other plugins, or under every name it
+knows. Pods may run and come meanwhile: each file changes in one step. Go's `flannel` that was there is kept as
+`.flannel.before`, for `flannelctl cni uninstall`.
+
+Usage: flannelctl cni install [--dir DIR] [--all] [--replace] [--from FILE] [--json]
+
+  --dir DIR    where runtimes look (default /opt/cni/bin)
+  --all        also as bridge, host-local, loopback, portmap and bandwidth, for a machine without Go's plugins;
+               others' files of those names stay
+  --replace    others' files of those names do not stay; they are kept as `flannel` is
+  --from FILE  the executable (default: flannel-cni beside flannelctl)
+  --json       what was done, as JSON
+
+Examples:
+  flannelctl cni install
+  flannelctl cni install --all
+";
+
+const UNINSTALL_HELP: &str = "\
+Takes `flannel-cni` away under every name it has, and gives back what was there before. Pods may run meanwhile: what was made by
+either, Go's plugins or ours, the other deletes.
+
+Usage: flannelctl cni uninstall [--dir DIR] [--json]
+
+  --dir DIR  where runtimes look (default /opt/cni/bin)
+  --json     what was done, as JSON
+
+The configuration stays. Where the plugins given back are old, write it again by `flannelctl cni conf --write --replace`.
+
+Examples:
+  flannelctl cni uninstall
+";
+
+const CONF_HELP: &str = "\
+Prints the configuration list for container runtimes: flannel, then portmap. It offers every version that the plugins on this
+host speak: runtimes that know CNI 1.1.0 then ask for STATUS and GC, older ones go on with 0.3.1.
+
+Usage: flannelctl cni conf [--write [FILE]] [--name NAME] [--dir DIR] [--replace]
+
+  --write [FILE]  write it, in one step (default /etc/cni/net.d/10-flannel.conflist)
+  --name NAME     of the network (default cbr0)
+  --dir DIR       where the plugins are (default /opt/cni/bin)
+  --replace       a file that says something else does not stay
+
+Exit status 1 when there is a file that says something else.
+
+Examples:
+  flannelctl cni conf
+  flannelctl cni conf --write
+  flannelctl cni conf --write /etc/cni/net.d/10-pods.conflist --name pods
+";
+
+/// Where runtimes look for plugins.
+const FOLDER: &str = "/opt/cni/bin";
+const EXECUTABLE: &str = "flannel-cni";
+
+/// `flannelctl cni ...`.
+pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let (verb, rest) = match arguments.split_first() {
+        Some((verb, rest)) => (verb.as_str(), rest),
+        None => return Err(Ended::Usage(format!("cni: no verb\n\n{HELP}"))),
+    };
+    match verb {
+        "install" => install(rest, out),
+        "uninstall" => uninstall(rest, out),
+        "conf" => conf(rest, out),
+        "-h" | "--help" | "help" => Err(Ended::Help(HELP)),
+        other => Err(Ended::Usage(format!("cni: no verb {other:?}\n\n{HELP}"))),
+    }
+}
+
+fn install(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: INSTALL_HELP,
+        values: &["dir", "from"],
+        switches: &["all", "replace", "json"],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    read.exactly([])?;
+    let executable = executable(read.value("from"))?;
+    let folder = Path::new(read.value_or("dir", FOLDER));
+    let names = if read.has("all") { ALL } else { DEFAULT };
+    let installed = install::install(&executable, folder, names, read.has("replace"))?;
+    if read.has("json") {
+        let replaced = installed.replaced.iter();
+        out.json(&json!({
+            "installed": installed.done,
+            "replaced": replaced.map(|(place, aside)| json!({ "place": place, "kept_as": aside })).collect::<Vec<_>>(),
+            "kept": installed.kept,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for place in &installed.done {
+        let aside = installed.replaced.iter().find(|(replaced, _)| replaced == place);
+        let aside = aside.map(|(_, aside)| format!("; what was there is kept as {}", aside.display()));
+        out.line(&format!(
+            "{} is ours{}",
+            place.display(),
+            aside.unwrap_or_default()
+        ))?;
+    }
+    for place in &installed.kept {
+        let text = format!(
+            "{} is another's and stays (--replace puts ours there)",
+            place.display()
+        );
+        let text = out.paint(Mood::Warn, &text);
+        out.line(&text)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The executable to install, which has to be ours and to run on this machine.
+fn executable(given: Option<&str>) -> anyhow::Result<PathBuf> {
+    let file = match given {
+        Some(file) => PathBuf::from(file),
+        None => {
+            let own = std::env::current_exe().context("where am I?")?;
+            own.with_file_name(EXECUTABLE)
+        }
+    };
+    let shown = file.display();
+    if !file.is_file() {
+        bail!("no {EXECUTABLE} at {shown}: name its place by --from");
+    }
+    if !install::is_ours(&file).with_context(|| shown.to_string())? {
+        bail!("{shown} is not {EXECUTABLE}");
+    }
+    conflist::versions_of(&file).map_err(|e| anyhow!("it does not run on this machine: {e}"))?;
+    Ok(file)
+}
+
+fn uninstall(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: UNINSTALL_HELP,
+        values: &["dir"],
+        switches: &["json"],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    read.exactly([])?;
+    let folder = Path::new(read.value_or("dir", FOLDER));
+    let gone = install::uninstall(folder, ALL)?;
+    if read.has("json") {
+        out.json(&json!({ "restored": gone.restored, "removed": gone.removed, "aside": gone.aside }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for place in &gone.restored {
+        out.line(&format!("{} is what it was before", place.display()))?;
+    }
+    for place in &gone.removed {
+        out.line(&format!("{} is gone; nothing was there before", place.display()))?;
+    }
+    for aside in &gone.aside {
+        let text = format!(
+            "{} stays aside: somebody has put another in its place since",
+            aside.display()
+        );
+        let text = out.paint(Mood::Warn, &text);
+        out.line(&text)?;
+    }
+    if gone == install::Uninstalled::default() {
+        out.line(&format!("nothing of ours is in {}", folder.display()))?;
+    } else {
+        let offered = conflist::spoken(folder);
+        for note in offered
+            .notes
+            .iter()
+            .filter(|_| Path::new(conflist::PLACE).exists())
+        {
+            say(note);
+            say("write the configuration again: flannelctl cni conf --write --replace");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: CONF_HELP,
+        values: &["name", "dir"],
+        switches: &["write", "replace"],
+        stop_at_positional: false,
+    };
+    // `--write` has a value or none.
+    let mut words = Vec::new();
+    for word in arguments {
+        match word.strip_prefix("--write=") {
+            Some(file) => words.extend(["--write".to_owned(), file.to_owned()]),
+            None => words.push(word.clone()),
+        }
+    }
+    let read = grammar.read(&words)?;
+    let place = place(&read)?;
+    let folder = Path::new(read.value_or("dir", FOLDER));
+    let spoken = conflist::spoken(folder);
+    let text = conflist::text(read.value_or("name", conflist::NAME), &spoken.versions)
+        .map_err(|why| Ended::Usage(format!("--name: {why}")))?;
+    for note in &spoken.notes {
+        say(note);
+    }
+    let Some(place) = place else {
+        out.text(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let shown = place.display();
+    match std::fs::read(&place) {
+        Ok(there) if there == text.as_bytes() => {
+            out.line(&format!("{shown} says so already"))?;
+        }
+        Ok(_) if !read.has("replace") => {
+            return Err(Ended::Failed(anyhow!(
+                "{shown} says something else (`flannelctl cni conf` prints what would be written): --replace writes over it"
+            )));
+        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Ended::Failed(anyhow!("{shown}: {e}")));
+        }
+        _ => {
+            write(&place, &text).with_context(|| shown.to_string())?;
+            out.line(&format!("{shown} is written"))?;
+        }
+    }
+    for earlier in earlier(&place) {
+        let text = format!(
+            "{} comes before it: a runtime that takes the first takes that",
+            earlier.display()
+        );
+        let text = out.paint(Mood::Warn, &text);
+        out.line(&text)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where to write, if at all.
+fn place(read: &Arguments) -> Result<Option<PathBuf>, Ended> {
+    let place = match (read.has("write"), read.positionals.as_slice()) {
+        (true, []) => conflist::PLACE,
+        (true, [file]) => file,
+        _ => {
+            read.exactly([])?;
+            return Ok(None);
+        }
+    };
+    let place = Path::new(place);
+    // Anything else runtimes read as one plugin, or not at all.
+    match place.extension() {
+        Some(end) if end == "conflist" => Ok(Some(place.to_path_buf())),
+        _ => Err(Ended::Usage(format!(
+            "--write {}: expected a name that ends in .conflist",
+            place.display()
+        ))),
+    }
+}
+
+/// Writes a file whole or not at all. What is half written has no name that a runtime reads.
+fn write(place: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = place.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let temporary = folder.join(format!(".flannel-{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file = std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, place)
+    })();
+    if let Err(e) = written {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(e.into());
+    }
+    Ok(std::fs::File::open(folder)?.sync_all()?)
+}
+
+/// Other configurations in the folder that come first by name.
+fn earlier(place: &Path) -> Vec<PathBuf> {
+    let entries = place.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+    let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
+    let is_conf = |path: &PathBuf| {
+        let end = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        ["conf", "conflist", "json"].contains(&end)
+    };
+    let mut found: Vec<PathBuf> = paths
+        .filter(is_conf)
+        .filter(|p| p.file_name() < place.file_name())
+        .collect();
+    found.sort();
+    found
+}
