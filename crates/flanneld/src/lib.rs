@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod engine;
 pub mod firewall;
 pub mod flags;
+pub mod handover;
 pub mod http;
 pub mod interface;
 pub mod logging;

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use flanneld::flags::{self, CommandLine};
+use flanneld::handover::{self, Handover};
 use flanneld::logging;
 use flanneld::service::{self, Exit};
 
@@ -12,6 +13,8 @@ fn main() -> ExitCode {
     kernel::heap::use_one_arena();
     // Asked for now: after an upgrade the path leads to the new program, while the kernel's own link is to the old one.
     let program = env::current_exe();
+    let pid = std::process::id();
+    let mut kept = Handover::default();
     let mut first = true;
     loop {
         let start = match flags::command_line(
@@ -27,21 +30,32 @@ fn main() -> ExitCode {
         };
         if std::mem::take(&mut first) {
             logging::start(start.options.verbosity);
+            kept = Handover::take(env::var_os(handover::VARIABLE).as_deref(), pid);
         }
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(failure) => return fail(&failure.into()),
         };
-        match runtime.block_on(service::run(*start)) {
+        match runtime.block_on(service::run(*start, std::mem::take(&mut kept))) {
             Ok(Exit::Code(code)) => return ExitCode::from(code),
-            Ok(Exit::Reexec) => {}
+            Ok(Exit::Reexec(handover)) => kept = handover,
             Err(failure) => return fail(&failure),
         }
         drop(runtime);
         // Comes back only when it failed. A broken upgrade must not be the end of a daemon that works.
         match &program {
             Ok(program) => {
-                let failure = Command::new(program).args(env::args_os().skip(1)).exec();
+                let mut command = Command::new(program);
+                command.args(env::args_os().skip(1));
+                match kept.leave(pid) {
+                    Ok(text) => command.env(handover::VARIABLE, text),
+                    Err(failure) => {
+                        tracing::warn!("listening sockets are opened anew: {failure}");
+                        command.env_remove(handover::VARIABLE)
+                    }
+                };
+                let failure = command.exec();
+                kept.stay();
                 tracing::error!(
                     "{}: {failure}; going on as the program that runs",
                     program.display()

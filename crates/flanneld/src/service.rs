@@ -1,5 +1,7 @@
 //! The daemon as a service: signals, the service manager, and the two ways it ends.
 
+use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::daemon::{Daemon, Ending};
 use crate::flags::Start;
+use crate::handover::Handover;
 use crate::notify::{Notice, Notifier};
 use crate::socket::SocketError;
 use crate::subject::Whole;
@@ -31,16 +34,18 @@ const PREDECESSOR_LOOK: Duration = Duration::from_millis(20);
 const STOPPING: Duration = Duration::from_secs(3);
 
 /// How the process shall end.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Exit {
     /// With this status.
     Code(u8),
-    /// As the program that is on disk now, in the same process.
-    Reexec,
+    /// As the program that is on disk now, in the same process, which goes on listening on these.
+    Reexec(Handover),
 }
 
 /// Runs the daemon until a signal, or until there is nothing left that waiting could cure.
-pub async fn run(start: Start) -> anyhow::Result<Exit> {
+///
+/// `inherited` is what a predecessor in this process was listening on.
+pub async fn run(start: Start, inherited: Handover) -> anyhow::Result<Exit> {
     for mistake in &start.errors {
         error!("{mistake}");
     }
@@ -61,13 +66,26 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
     let prefix = options.etcd.prefix.clone();
     let registry: Arc<dyn Registry> = Arc::new(registry::Etcd3::new(&etcd_options(&options))?);
     // First of all the places where one can be asked: whoever waits for something must be able to say for what.
+    let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port()).ok();
     let health = match &options.health {
-        Some(health) => Some(after_predecessor(|| http::bind(health), http::BindError::is_in_use).await?),
+        Some(health) => Some(
+            match inherited.health.filter(|kept| port(kept) == Some(health.port)) {
+                Some(kept) => kept,
+                None => after_predecessor(|| http::bind(health), http::BindError::is_in_use).await?,
+            },
+        ),
         None => None,
     };
     let path = socket::path_for(&options.subnet_file);
     let is_taken = |failure: &SocketError| matches!(failure, SocketError::Taken { .. });
-    let (socket, _socket) = match after_predecessor(|| socket::take(&path), is_taken).await {
+    let kept = inherited
+        .status
+        .and_then(|(listener, identity)| socket::take_over(&path, listener, identity));
+    let taken = match kept {
+        Some(kept) => Ok(kept),
+        None => after_predecessor(|| socket::take(&path), is_taken).await,
+    };
+    let (socket, status_socket) = match taken {
         Ok((listener, socket)) => (Some(listener), Some(socket)),
         // Two daemons with one subnet file would write over each other.
         Err(taken @ SocketError::Taken { .. }) => return Err(taken.into()),
@@ -76,6 +94,11 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
             (None, None)
         }
     };
+    // Held beside those that serve: for as long as one of them is open, whoever connects waits for an answer.
+    let health_too = health.as_ref().and_then(|listener| listener.try_clone().ok());
+    let socket_too = socket
+        .as_ref()
+        .and_then(|listener| listener.as_fd().try_clone_to_owned().ok());
     let daemon = Daemon::start(options, Arc::clone(&registry), prefix)?;
     let subject = Arc::new(Whole {
         truth: daemon.truth().clone(),
@@ -120,10 +143,10 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
         never = report(daemon.truth().clone(), &notifier) => match never {},
         _ = terminate.recv() => Ok(Exit::Code(0)),
         _ = interrupt.recv() => Ok(Exit::Code(0)),
-        _ = hangup.recv() => Ok(Exit::Reexec),
+        _ = hangup.recv() => Ok(Exit::Reexec(Handover::default())),
     };
     let farewell = match &exit {
-        Ok(Exit::Reexec) => {
+        Ok(Exit::Reexec(_)) => {
             info!("SIGHUP: going on as the program on disk");
             vec![Notice::Reloading]
         }
@@ -141,7 +164,15 @@ pub async fn run(start: Start) -> anyhow::Result<Exit> {
     daemon.stop();
     stop.send_replace(true);
     let _ = tokio::time::timeout(STOPPING, doors).await;
-    exit
+    Ok(match exit? {
+        Exit::Reexec(_) => Exit::Reexec(Handover {
+            health: health_too,
+            status: status_socket
+                .zip(socket_too)
+                .map(|(socket, listener)| (listener.into(), socket.hand_over())),
+        }),
+        exit => exit,
+    })
 }
 
 /// Tries again for a while where somebody may be about to leave the place.

@@ -6,7 +6,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use fabric::status::socket_of;
@@ -61,11 +61,48 @@ pub enum SocketError {
     },
 }
 
+/// Which file it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number on it.
+    pub inode: u64,
+}
+
+impl Identity {
+    fn of(found: &fs::Metadata) -> Identity {
+        Identity {
+            device: found.dev(),
+            inode: found.ino(),
+        }
+    }
+}
+
 /// The socket; removed when dropped, unless another daemon has taken its place.
 #[derive(Debug)]
 pub struct StatusSocket {
     path: PathBuf,
-    identity: (u64, u64),
+    identity: Identity,
+}
+
+/// Goes on listening on a socket that was handed over, if the path still leads to it.
+///
+/// Must be called inside a tokio runtime.
+pub fn take_over(
+    path: &Path,
+    listener: StdListener,
+    identity: Identity,
+) -> Option<(UnixListener, StatusSocket)> {
+    let socket = StatusSocket {
+        path: path.to_owned(),
+        identity,
+    };
+    if !socket.is_there() {
+        return None;
+    }
+    listener.set_nonblocking(true).ok()?;
+    Some((UnixListener::from_std(listener).ok()?, socket))
 }
 
 /// Takes the socket at `path`, mode 0600. One that a dead daemon left behind is replaced.
@@ -130,7 +167,7 @@ pub fn take(path: &Path) -> Result<(UnixListener, StatusSocket), SocketError> {
         listener,
         StatusSocket {
             path: path.to_owned(),
-            identity: (found.dev(), found.ino()),
+            identity: Identity::of(&found),
         },
     ))
 }
@@ -140,12 +177,22 @@ impl StatusSocket {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Leaves the file in its place, for whoever goes on listening there.
+    pub fn hand_over(mut self) -> Identity {
+        // An empty path leads nowhere.
+        self.path = PathBuf::new();
+        self.identity
+    }
+
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| Identity::of(&found) == self.identity)
+    }
 }
 
 impl Drop for StatusSocket {
     fn drop(&mut self) {
-        let ours = |found: fs::Metadata| (found.dev(), found.ino()) == self.identity;
-        if fs::symlink_metadata(&self.path).is_ok_and(ours) {
+        if self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -162,3 +162,87 @@ fn flanneld_when_a_killed_predecessor_is_still_leaving_waits_for_its_port_and_so
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// Asks until told to stop; the answers, and every connection that was refused.
+fn ask_on<S: Read + Write>(
+    connect: impl Fn() -> std::io::Result<S>,
+    stop: &std::sync::atomic::AtomicBool,
+) -> (usize, Vec<String>) {
+    let (mut answered, mut refused) = (0, Vec::new());
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        match connect() {
+            Ok(mut stream) => {
+                let mut reply = String::new();
+                let asked = stream
+                    .write_all(b"GET /healthz HTTP/1.0\r\n\r\n")
+                    .and_then(|()| stream.read_to_string(&mut reply));
+                answered += usize::from(asked.is_ok() && reply.starts_with("HTTP/1."));
+            }
+            Err(failure) => refused.push(failure.to_string()),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (answered, refused)
+}
+
+#[test]
+fn flanneld_when_reloaded_refuses_no_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("subnet.env.sock");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let log = folder.path().join("log");
+    let said = || std::fs::read_to_string(&log).unwrap();
+    let running = Running(
+        Command::new(env!("CARGO_BIN_EXE_flanneld"))
+            .arg(format!("--subnet-file={}/subnet.env", folder.path().display()))
+            .args(["--healthz-ip=127.0.0.1", &format!("--healthz-port={port}")])
+            .arg("--etcd-endpoints=http://127.0.0.1:1")
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap(),
+    );
+    let starts = || said().matches(" starting").count();
+    let wait_for = |what: &str, is_so: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < end, "{what}: {}", said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for("the first start", &|| {
+        UnixStream::connect(&socket).is_ok() && TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (by_port, by_socket) = std::thread::scope(|scope| {
+        let by_port = scope.spawn(|| ask_on(|| TcpStream::connect(("127.0.0.1", port)), &stop));
+        let by_socket = scope.spawn(|| ask_on(|| UnixStream::connect(&socket), &stop));
+        for n in 1..=5 {
+            let pid = rustix::process::Pid::from_child(&running.0);
+            rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+            wait_for("another start", &|| starts() > n);
+            // It has said so before it is ready to be told again.
+            let now = |name: &str| std::fs::read_link(format!("/proc/{}/{name}", running.0.id()));
+            assert!(now("exe").is_ok());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        (by_port.join().unwrap(), by_socket.join().unwrap())
+    });
+    for (answered, refused) in [by_port, by_socket] {
+        assert_eq!(refused, Vec::<String>::new(), "{}", said());
+        assert!(answered > 100, "{answered} answers");
+    }
+    // One listener each: the descriptors do not add up from reload to reload.
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", running.0.id())).unwrap();
+    let sockets = descriptors
+        .flatten()
+        .filter(|entry| {
+            std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+        })
+        .count();
+    assert!(sockets < 30, "{sockets} sockets");
+}

@@ -7,6 +7,7 @@ pub mod exec;
 pub mod firewall;
 pub mod heap;
 pub mod host;
+pub mod inherit;
 pub mod inotify;
 mod live;
 pub mod lock;
