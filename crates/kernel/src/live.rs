@@ -50,6 +50,8 @@ impl Kernel {
             group::IPV6_IFADDR,
             group::IPV4_ROUTE,
             group::IPV6_ROUTE,
+            group::IPV4_RULE,
+            group::IPV6_RULE,
         ] {
             monitor.subscribe(wanted)?;
         }

@@ -40,10 +40,14 @@ pub mod group {
     pub const IPV4_IFADDR: u32 = 5;
     /// IPv4 routes.
     pub const IPV4_ROUTE: u32 = 7;
+    /// IPv4 rules.
+    pub const IPV4_RULE: u32 = 8;
     /// IPv6 addresses.
     pub const IPV6_IFADDR: u32 = 9;
     /// IPv6 routes.
     pub const IPV6_ROUTE: u32 = 11;
+    /// IPv6 rules.
+    pub const IPV6_RULE: u32 = 19;
     /// Next hop objects.
     pub const NEXTHOP: u32 = 32;
 }

@@ -345,3 +345,44 @@ fn somebody_who_keeps_breaking_the_same_object_is_named_and_not_fought_at_full_s
     let status: Value = serde_json::from_str(&status).unwrap();
     assert!(status["fights"].to_string().contains(&subnet), "{status:#}");
 }
+
+/// With DirectRouting a peer on the link is routed to without the tunnel. Which way packets go is for rules to say, too.
+#[test]
+fn direct_routing_follows_a_rule_at_once() {
+    let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan", "DirectRouting": true })).hosts(2))
+        .unwrap();
+    healthy(&rig);
+    let subnet = rig.subnet(2, 4).unwrap();
+    let peer = "198.18.0.12";
+    let device = |lab: &lab::Lab| {
+        let routes = lab::witness::routes(lab.host(1), 4)?;
+        let found = routes
+            .into_iter()
+            .find(|route| route.destination() == Some(subnet));
+        Ok(found.map(|route| route.dev))
+    };
+    rig.settle("a direct route", &Some("eth0".to_owned()), device)
+        .unwrap();
+    // The audit would see it, too, but not within seconds; the first is up to 75 s away.
+    let host = rig.lab.host(1);
+    host.shell("ip route add default via 198.18.0.1 table 100")
+        .unwrap();
+    for (rule, expected) in [("add", "flannel.1"), ("del", "eth0")] {
+        host.shell(&format!("ip rule {rule} to {peer} lookup 100"))
+            .unwrap();
+        let took = rig.settle(rule, &Some(expected.to_owned()), device).unwrap();
+        assert!(took < Duration::from_secs(5), "ip rule {rule}: {took:?}");
+    }
+    // And for the tables that they lead to.
+    host.shell(&format!(
+        "ip route del default table 100; ip rule add to {peer} lookup 100"
+    ))
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    host.shell("ip route add default via 198.18.0.1 table 100")
+        .unwrap();
+    let took = rig
+        .settle("a further table", &Some("flannel.1".to_owned()), device)
+        .unwrap();
+    assert!(took < Duration::from_secs(5), "a further table: {took:?}");
+}

@@ -12,6 +12,11 @@ use crate::rtnl::{
 
 use super::{Mirror, Origin};
 
+/// `RTM_NEWRULE`.
+const RULE_NEW: u16 = 32;
+/// `RTM_DELRULE`.
+const RULE_DEL: u16 = 33;
+
 impl Mirror {
     /// Takes in one notification.
     pub(crate) fn notice(&mut self, reply: &Reply<'_>) {
@@ -29,10 +34,15 @@ impl Mirror {
             }
             neighbour::NEW | neighbour::DEL => self.notice_neighbour(reply, origin),
             route::NEW | route::DEL => {
-                if let Some(seen) = route::read(reply).filter(ObservedRoute::is_main) {
+                let Some(seen) = route::read(reply) else { return };
+                if seen.is_main() {
                     self.notice_route(&seen, reply, origin);
+                } else if seen.is_of_further_table() && !self.in_networks(seen.destination) {
+                    self.news.underlay_changed |= !is_link_local(seen.destination);
                 }
             }
+            // A rule may lead any packet another way.
+            RULE_NEW | RULE_DEL => self.news.underlay_changed = true,
             nexthop::NEW | nexthop::DEL => self.notice_nexthop(reply),
             _ => {}
         }

@@ -28,6 +28,8 @@ const RTA_VIA: u16 = 18;
 const RTA_ENCAP_TYPE: u16 = 21;
 const RTA_NH_ID: u16 = 30;
 
+/// `RT_TABLE_LOCAL`.
+const TABLE_LOCAL: u32 = 255;
 const TABLE_MAIN: u8 = 254;
 const SCOPE_GLOBAL: u8 = 0;
 const SCOPE_LINK: u8 = 253;
@@ -93,6 +95,11 @@ impl ObservedRoute {
     /// A configured route of the main table, for any type of service.
     pub fn is_main(&self) -> bool {
         self.table == u32::from(TABLE_MAIN) && self.tos == 0 && !self.cloned
+    }
+
+    /// A configured route of a table that a rule may lead to. The kernel's own, of local addresses, is none.
+    pub fn is_of_further_table(&self) -> bool {
+        ![u32::from(TABLE_MAIN), TABLE_LOCAL].contains(&self.table) && !self.cloned
     }
 }
 

@@ -271,6 +271,25 @@ fn links_when_renamed_then_one_goes_and_another_comes() {
 }
 
 #[test]
+fn rules_and_further_tables_when_they_change_then_the_way_to_peers_may_have() {
+    let scratch = Scratch::new();
+    let mut kernel = with_peers(&scratch);
+    for change in [
+        "rule add to 192.0.2.9 lookup 100",
+        "route add default via 192.0.2.254 table 100",
+        "route del default table 100",
+        "rule del to 192.0.2.9 lookup 100",
+        "-6 rule add to 2001:db8::9 lookup 100",
+        "-6 rule del to 2001:db8::9 lookup 100",
+    ] {
+        assert_eq!(kernel.drain().unwrap(), Drained::default());
+        scratch.ip(change);
+        let drained = settle(&mut kernel);
+        assert!(drained.underlay_changed && drained.changed.is_empty(), "{change}");
+    }
+}
+
+#[test]
 fn pods_when_they_come_and_go_then_nothing_is_told() {
     let scratch = Scratch::new();
     let mut kernel = with_peers(&scratch);
