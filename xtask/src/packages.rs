@@ -48,6 +48,7 @@ pub const RUNTIMES: &[Need] = &[
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
+    ("curl", "curl"),
     ("/bin/busybox", "busybox-static"),
 ];
 

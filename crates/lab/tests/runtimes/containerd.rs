@@ -24,11 +24,18 @@ pub struct Container {
 impl<'a> Containerd<'a> {
     /// Starts the daemon, without Kubernetes' part.
     pub fn start(machine: &'a Machine) -> Containerd<'a> {
+        Containerd::start_with(
+            machine,
+            "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]",
+        )
+    }
+
+    /// Starts it with more in its configuration.
+    pub fn start_with(machine: &'a Machine, more: &str) -> Containerd<'a> {
         let folder = format!("{HOME}/containerd");
         std::fs::create_dir_all(machine.node.path(&folder)).unwrap();
         let conf = format!(
-            "version = 2\nroot = \"{folder}/root\"\nstate = \"{folder}/state\"\n\
-            disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+            "version = 2\nroot = \"{folder}/root\"\nstate = \"{folder}/state\"\n{more}\n\
             [grpc]\naddress = \"{folder}/socket\"\n[ttrpc]\naddress = \"{folder}/socket.ttrpc\"\n"
         );
         let path = format!("{folder}/config.toml");
@@ -70,19 +77,12 @@ impl<'a> Containerd<'a> {
 
     /// Waits until a container serves.
     pub fn wait_for(&self, name: &str, mut ctr: Process) -> Container {
-        let path = format!("{HOME}/containerd/state/io.containerd.runtime.v2.task/default/{name}/init.pid");
-        let mut pid = None;
         wait(&format!("container {name}"), || {
             assert!(ctr.ended().is_none(), "{name}: {}", ctr.log());
-            pid = self
-                .machine
-                .node
-                .read(&path)
-                .ok()
-                .and_then(|text| text.parse().ok());
-            pid.is_none().then(|| "no process".to_owned())
+            let there = self.machine.node.has(&pid_file("default", name));
+            (!there).then(|| "no process".to_owned())
         });
-        let place = self.machine.place_of(name, pid.unwrap());
+        let place = place_of(self.machine, "default", name, name);
         self.machine.wait_for_server(&place);
         Container {
             name: name.to_owned(),
@@ -123,4 +123,19 @@ impl Container {
         assert!(ended.is_some(), "ctr of {} does not end", self.name);
         self.ctr.log()
     }
+}
+
+fn pid_file(namespace: &str, id: &str) -> String {
+    format!("{HOME}/containerd/state/io.containerd.runtime.v2.task/{namespace}/{id}/init.pid")
+}
+
+/// The network of a container of containerd.
+pub fn place_of(machine: &Machine, namespace: &str, id: &str, name: &str) -> Place {
+    let mut pid = None;
+    wait(&format!("process of {name}"), || {
+        let text = machine.node.read(&pid_file(namespace, id)).unwrap_or_default();
+        pid = text.parse().ok();
+        pid.is_none().then_some(text)
+    });
+    machine.place_of(name, pid.unwrap())
 }

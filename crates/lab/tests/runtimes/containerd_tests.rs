@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::containerd::{Container, Containerd};
@@ -89,9 +88,7 @@ fn twenty_containers_when_ctr_starts_and_ends_them_at_once_leave_nothing_nor_doe
     containerd.end(containers);
     machine.assert_nothing_left(&before);
     let (victim, other) = (containerd.run("victim"), containerd.run("other"));
-    for pid in machine.processes(&["containerd-shim", "-id victim "]) {
-        lab::process::send(pid, Signal::KILL);
-    }
+    machine.kill(&["containerd-shim", "-id victim "]);
     let said = victim.done_with_words();
     assert!(said.contains("ttrpc: closed"), "{said}");
     let address = one(&other.place, "eth0", 4);
@@ -108,9 +105,7 @@ fn container_when_containerd_itself_is_killed_loses_its_network_and_leaves_nothi
     let containerd = Containerd::start(machine);
     let before = warm(&containerd, &world, 1);
     let orphan = containerd.run("orphan");
-    for pid in machine.processes(&["containerd -c "]) {
-        lab::process::send(pid, Signal::KILL);
-    }
+    machine.kill(&["containerd -c "]);
     // ctr calls DEL while the container lives on, without saying where.
     orphan.done_with_words();
     let containerd = Containerd::start(machine);

@@ -187,15 +187,26 @@ impl Machine {
         }
     }
 
-    /// Processes of the machine and its containers whose command line has all of these words, by their ids on this side.
-    pub fn processes(&self, having: &[&str]) -> Vec<u32> {
+    /// kill -9 to the processes of the machine and its containers whose command line has all of these words: one at least.
+    pub fn kill(&self, having: &[&str]) {
+        let found = self.processes(having);
+        assert!(!found.is_empty(), "no process with {having:?}");
+        for pid in found {
+            send(pid, Signal::KILL);
+        }
+        wait("the end of processes", || {
+            let left = self.processes(having);
+            (!left.is_empty()).then(|| format!("{having:?}: {left:?}"))
+        });
+    }
+
+    fn processes(&self, having: &[&str]) -> Vec<u32> {
         let mut found = all();
         found.retain(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            having.iter().all(|word| line.contains(word))
-                && fs::read_to_string(format!("/proc/{pid}/cgroup"))
-                    .is_ok_and(|text| text.contains(&self.group))
+            let group = || fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            having.iter().all(|word| line.contains(word)) && group().contains(&self.group)
         });
         found
     }

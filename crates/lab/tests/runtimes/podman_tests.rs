@@ -3,10 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lab::witness::{chain, link_names};
-use rustix::process::Signal;
 use serde_json::json;
 
-use crate::machine::wait;
 use crate::place::{Echo, Place};
 use crate::podman::Podman;
 use crate::world::{World, flannel_list, portmap};
@@ -247,21 +245,13 @@ fn container_when_its_conmon_is_killed_is_removed_whole() {
     let podman = Podman::new(&world.machines[0]);
     let before = warm(&podman, "cbr0");
     let place = podman.run("victim", &["--network", "cbr0", "-p", "8080:80"]);
-    for pid in podman.0.processes(&["conmon", "-n victim"]) {
-        lab::process::send(pid, Signal::KILL);
-    }
-    wait("the end of conmon", || {
-        let left = podman.0.processes(&["conmon", "-n victim"]);
-        (!left.is_empty()).then(|| format!("{left:?}"))
-    });
+    podman.0.kill(&["conmon", "-n victim"]);
     assert_eq!(place.get(one(&place, 4), 80, "name"), "victim");
     podman.remove("victim");
     podman.0.assert_nothing_left(&before);
     // The container's own process: conmon then calls podman's cleanup by itself.
     podman.run("gone", &["--network", "cbr0", "-p", "8080:80"]);
-    for pid in podman.0.processes(&["httpd", "/srv/gone"]) {
-        lab::process::send(pid, Signal::KILL);
-    }
+    podman.0.kill(&["httpd", "/srv/gone"]);
     podman.0.assert_nothing_left(&before);
 }
 
