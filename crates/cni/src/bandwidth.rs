@@ -223,8 +223,9 @@ fn gone(name: LinkName) -> kernel::NetlinkError {
 }
 
 /// DEL: the device; none is fine. The rest goes with the container's link.
+///
+/// Its name says whose it is, so limits that an ADD has refused keep nothing from going.
 pub fn del(call: &Call) -> Result<(), Failure> {
-    parse(call)?;
     let mut host = Rtnl::open().map_err(said)?;
     let [shared, own] = devices(call)?;
     if !host.delete_link_by_name(own).map_err(said)? {

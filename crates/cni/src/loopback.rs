@@ -53,7 +53,6 @@ pub fn add(call: &Call) -> Result<AddResult, Failure> {
 
 /// DEL: `lo` down; no namespace is fine.
 pub fn del(call: &Call) -> Result<(), Failure> {
-    previous(call)?;
     if call.env.netns.is_empty() {
         return Ok(());
     }

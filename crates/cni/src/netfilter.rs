@@ -30,6 +30,12 @@ pub fn lock() -> Option<OwnedFd> {
     Some(fd)
 }
 
+/// A firewall program is on `PATH`.
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
 /// Runs a firewall program. `Ok(None)`: it is not installed.
 pub fn run(program: &str, args: &[&str], stdin: &str) -> Result<Option<String>, String> {
     match process::run(Command::new(program).args(args), stdin.as_bytes(), LIMIT) {

@@ -15,7 +15,7 @@ use kernel::rtnl::Rtnl;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::netfilter;
-use crate::portmap::config::{Backend, Config};
+use crate::portmap::config::{Backend, Config, Mapping};
 use crate::result::AddResult;
 use crate::sysctl;
 
@@ -100,16 +100,19 @@ fn unforward(config: &Config) -> Result<(), String> {
 }
 
 fn forget_flows(config: &Config) {
-    let udp = config
-        .mappings
-        .iter()
-        .filter(|m| m.protocol.eq_ignore_ascii_case("udp"));
-    let ports: Vec<u16> = udp.map(|m| m.host_port).collect();
-    if ports.is_empty() {
-        return;
-    }
     for address in config.addresses.iter().flatten() {
-        if let Err(e) = conntrack::forget_udp(address.addr().is_ipv6(), &ports) {
+        let v6 = address.addr().is_ipv6();
+        let udp = |m: &&Mapping| m.protocol.eq_ignore_ascii_case("udp") && m.is_for(v6);
+        let bound: Vec<(Option<IpAddr>, u16)> = config
+            .mappings
+            .iter()
+            .filter(udp)
+            .map(|m| (m.bound_to(), m.host_port))
+            .collect();
+        if bound.is_empty() {
+            continue;
+        }
+        if let Err(e) = conntrack::forget_udp(v6, &bound) {
             // A stale flow times out by itself.
             let _ = writeln!(
                 std::io::stderr(),
@@ -129,9 +132,10 @@ fn link_towards(ip: IpAddr) -> Option<String> {
 
 /// DEL: the container's rules; none is fine.
 ///
-/// A runtime that had mappings need not send them again: Multus has forgotten by then what a pod asked for.
+/// A runtime that had mappings need not send them again: Multus has forgotten by then what a pod asked for. A configuration that an
+/// ADD has refused keeps nothing from going, nor the DELs of the plugins before this one.
 pub fn del(call: &Call) -> Result<(), Failure> {
-    let config = parse(call)?;
+    let config = Config::load_for_del(call);
     let _lock = netfilter::lock();
     unforward(&config).map_err(Failure::internal)
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::json::{FieldError, Object, parse_ip};
+use crate::netfilter;
 use crate::result::AddResult;
 
 /// Keys of the configuration that this build takes into account.
@@ -102,15 +103,44 @@ impl Config {
             Some(previous) => Some(AddResult::parse_previous(previous, &call.version)?),
             None => None,
         };
-        let mut config = read(&fields)
+        let config = read(&fields)
             .map_err(|e| Failure::internal(format!("failed to parse network configuration: {e}")))??;
-        config.network.clone_from(&call.name);
-        config.container.clone_from(&call.env.container_id);
+        Ok(config.of(call, previous))
+    }
+
+    /// Reads as much of the configuration of a DEL as can be read.
+    pub fn load_for_del(call: &Call) -> Config {
+        let fields = call.fields();
+        let previous = fields.get("prevResult");
+        let previous = previous.and_then(|previous| AddResult::parse_previous(previous, &call.version).ok());
+        let config = read(&fields).ok().and_then(Result::ok);
+        config.unwrap_or_else(Config::empty).of(call, previous)
+    }
+
+    fn of(mut self, call: &Call, previous: Option<AddResult>) -> Config {
+        self.network.clone_from(&call.name);
+        self.container.clone_from(&call.env.container_id);
         if let Some(previous) = &previous {
-            config.addresses = addresses(previous, &call.env.ifname);
+            self.addresses = addresses(previous, &call.env.ifname);
         }
-        config.previous = previous;
-        Ok(config)
+        self.previous = previous;
+        self
+    }
+
+    fn empty() -> Config {
+        Config {
+            network: String::new(),
+            container: String::new(),
+            backend: None,
+            snat: true,
+            masq_all: false,
+            mark: 1 << MARK_BIT,
+            external_chain: None,
+            conditions: [Vec::new(), Vec::new()],
+            mappings: Vec::new(),
+            addresses: [None, None],
+            previous: None,
+        }
     }
 
     /// Conditions of a family.
@@ -135,6 +165,14 @@ fn read(top: &Object<'_>) -> Result<Result<Config, Failure>, FieldError> {
     let conditions = [top.strings("conditionsV4")?, top.strings("conditionsV6")?];
     let asked = top.string("backend")?;
     let backend = match asked {
+        // Where there is no iptables the conditions of nftables are no mistake.
+        None if conditions
+            .iter()
+            .any(|list| written_for(list) == Some(Backend::Nftables))
+            && !netfilter::is_installed("iptables-restore") =>
+        {
+            Some(Backend::Nftables)
+        }
         None => None,
         Some("iptables") => Some(Backend::Iptables),
         Some("nftables") => Some(Backend::Nftables),
@@ -194,24 +232,28 @@ fn read(top: &Object<'_>) -> Result<Result<Config, Failure>, FieldError> {
     }))
 }
 
+/// The backend that conditions are written for.
+fn written_for(conditions: &[String]) -> Option<Backend> {
+    let first = conditions.first().filter(|word| !word.is_empty())?;
+    Some(match first.starts_with(['-', '!']) {
+        true => Backend::Iptables,
+        false => Backend::Nftables,
+    })
+}
+
 /// Refuses options written for the other backend.
 fn check_backend(
     backend: Option<Backend>,
     external: bool,
     conditions: &[Vec<String>; 2],
 ) -> Result<(), Failure> {
-    let of_iptables = |list: &[String]| {
-        list.first()
-            .filter(|c| !c.is_empty())
-            .map(|c| c.starts_with(['-', '!']))
-    };
     let mut wrong: Vec<&str> = Vec::new();
     let chosen = backend.unwrap_or(Backend::Iptables);
     if external && chosen == Backend::Nftables {
         wrong.push("externalSetMarkChain");
     }
     for (list, name) in conditions.iter().zip(["conditionsV4", "conditionsV6"]) {
-        if of_iptables(list).is_some_and(|iptables| iptables != (chosen == Backend::Iptables)) {
+        if written_for(list).is_some_and(|other| other != chosen) {
             wrong.push(name);
         }
     }

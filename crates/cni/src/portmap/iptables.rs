@@ -3,6 +3,8 @@
 //! One transaction checks that the shared chains are whole and adds the container's. Only when it is refused (the first mapping
 //! after a boot, or rules that an earlier call has left) is more looked at.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use crate::bridge::masquerade::hash;
@@ -226,9 +228,15 @@ fn stale_entries(present: &str, chain: &str) -> Vec<String> {
     lines.map(|line| line.replacen("-A", "-D", 1)).collect()
 }
 
-/// The container may have a chain. Asked of the kernel, without a program.
+/// The container may have a chain, and not one that leads to another of its attachments in this network. Asked of the kernel, without
+/// a program.
 pub fn may_hold(config: &Config) -> bool {
-    presence::may_have_chain(&chains(&config.network, &config.container))
+    let names = chains(&config.network, &config.container);
+    let addresses: Vec<IpAddr> = config.addresses.iter().flatten().map(|a| a.addr()).collect();
+    presence::may_have_chain(&names)
+        && !names
+            .iter()
+            .any(|name| presence::leads_elsewhere(name, &addresses))
 }
 
 /// Removes the container's chain and what leads there, in one family or both.
@@ -271,6 +279,8 @@ pub fn unforward(config: &Config) -> Result<(), String> {
                 }
             }
             Ok(None) => errors.push(not_installed(v6)),
+            // A family that is not in use may well be unusable.
+            Err(e) if has_address => return Err(e),
             Err(e) => errors.push(e),
         }
     }

@@ -54,7 +54,7 @@ pub fn forward(config: &Config, addresses: &[IpNet]) -> Result<(), String> {
 
 fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
     let v6 = address.addr().is_ipv6();
-    let (ip, conditions) = (family(v6), config.conditions_of(v6).join(" "));
+    let ip = family(v6);
     let table = format!("{ip} {TABLE}");
     let mut text = format!("add table {table} {{ comment \"CNI portmap plugin\"; }}\n");
     let mut line = |rest: &str| text.push_str(&format!("{}\n", rest.replace('@', &table)));
@@ -70,7 +70,7 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
         ));
         line(&format!("flush chain @ {hook}"));
         line(&format!(
-            "add rule @ {hook} {conditions} fib daddr type local jump hostports_all"
+            "add rule @ {hook} fib daddr type local jump hostports_all"
         ));
     }
     if config.snat {
@@ -80,13 +80,19 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
         line(&format!("delete rule @ {chain} handle {handle}"));
     }
     let comment = &config.container;
+    // Before the container's own rules: Go's plugin has them before the jump, where the last container's would be everybody's.
+    let conditions: String = config
+        .conditions_of(v6)
+        .iter()
+        .map(|word| format!("{word} "))
+        .collect();
     for mapping in config.mappings.iter().filter(|m| m.is_for(v6)) {
         let bound = mapping
             .bound_to()
             .map(|to| format!("{ip} daddr {to} "))
             .unwrap_or_default();
         line(&format!(
-            "add rule @ hostports {bound}{} dport {} dnat to {} comment \"{comment}\"",
+            "add rule @ hostports {conditions}{bound}{} dport {} dnat to {} comment \"{comment}\"",
             mapping.protocol,
             mapping.host_port,
             target(address.addr(), mapping.container_port)
@@ -111,8 +117,8 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
     Ok(text)
 }
 
-/// Chains and handles of a container's rules in one family, of those that name an address if one is given; asked of the kernel itself: `nft` lists a table in a process of its own,
-/// and two tables in one only since a newer version.
+/// Chains and handles of a container's rules in one family, of those that name an address if one is given. Asked of the kernel
+/// itself: `nft` lists a table in a process of its own, and two tables in one only since a newer version.
 fn rules_of(container: &str, v6: bool, of: Option<IpAddr>) -> Result<Vec<(String, u64)>, String> {
     let listed = || -> Result<Vec<(String, u64)>, NetlinkError> {
         let header = [if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }, 0, 0, 0];
@@ -150,7 +156,7 @@ fn rule_of(container: &str, of: Option<IpAddr>, attributes: Attributes<'_>) -> O
 }
 
 /// A rule's expressions compare with the address or translate to it: attributes begin at every fourth byte.
-fn holds(expressions: &[u8], ip: IpAddr) -> bool {
+pub(super) fn holds(expressions: &[u8], ip: IpAddr) -> bool {
     let at = |octets: &[u8]| expressions.windows(octets.len()).step_by(4).any(|w| w == octets);
     match ip {
         IpAddr::V4(ip) => at(&ip.octets()),

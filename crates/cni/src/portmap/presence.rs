@@ -1,11 +1,21 @@
 //! Whether there is anything to remove, asked of the kernel: most containers have no ports, and a firewall program costs more
 //! than all the rest of their DEL.
 
-use kernel::nl::{Message, Protocol, Socket};
+use std::net::IpAddr;
+
+use kernel::nl::{Attribute, Message, Protocol, Socket};
 use rustix::io::Errno;
+
+use crate::portmap::nft::holds;
 
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETCHAIN`.
 const GET_CHAIN: u16 = 0x0a04;
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETRULE`.
+const GET_RULE: u16 = 0x0a07;
+const NFGENMSG: usize = 4;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const FAMILIES: [u8; 2] = [2, 10];
@@ -32,6 +42,31 @@ pub fn may_have_chain(names: &[String]) -> bool {
         .into_iter()
         .any(|family| names.iter().any(|name| has(family, name)));
     found || uses_nat("ip_tables_names") || uses_nat("ip6_tables_names")
+}
+
+/// A chain of iptables (the one built on nftables) has rules, none of which names one of these addresses.
+pub fn leads_elsewhere(chain: &str, addresses: &[IpAddr]) -> bool {
+    let (mut rules, mut ours) = (0, false);
+    for ip in addresses {
+        let ask = Message::new("list rules", GET_RULE, 0)
+            .raw(&[FAMILIES[usize::from(ip.is_ipv6())], 0, 0, 0])
+            .text(NFTA_RULE_TABLE, "nat")
+            .text(NFTA_RULE_CHAIN, chain);
+        let listed = Socket::open(Protocol::Netfilter).and_then(|mut socket| {
+            socket.dump(&ask, Vec::new, |found: &mut Vec<bool>, reply| {
+                let attributes = || reply.attributes(NFGENMSG);
+                if attributes().any(|a| a.kind == NFTA_RULE_CHAIN && a.text() == Some(chain)) {
+                    let names = |a: Attribute<'_>| a.kind == NFTA_RULE_EXPRESSIONS && holds(a.value, *ip);
+                    found.push(attributes().any(names));
+                }
+            })
+        });
+        for names_it in listed.unwrap_or_default() {
+            rules += 1;
+            ours |= names_it;
+        }
+    }
+    rules > 0 && !ours
 }
 
 fn uses_nat(list: &str) -> bool {

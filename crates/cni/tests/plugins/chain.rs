@@ -752,6 +752,37 @@ fn attachments_when_two_of_a_container_have_chains_are_deleted_one_by_one() {
 }
 
 #[test]
+fn add_when_made_again_keeps_the_chain_of_the_first_until_it_works() {
+    let mut host = Host::new();
+    let chain = [portmap("iptables"), bandwidth()];
+    let add = whole(&mut host, "ADD", &arguments(true), &chain);
+    host.run(&add).ok();
+    let before = (host.nat(), host.links(), picture(&mut host));
+    let path = format!("flannel/.v2/{ID}/eth0:chain");
+    let saved = host.read(&path);
+    let mut others = arguments(false);
+    others["portMappings"][0]["hostPort"] = json!(9090);
+    let again = whole(&mut host, "ADD", &others, &chain);
+    host.run(&again).failure();
+    assert_eq!((host.nat(), host.links(), picture(&mut host)), before);
+    assert_eq!(host.read(&path), saved);
+    // The link and the address are lost, the container's id and its saved state are the old ones.
+    host.exec(&["ip", "link", "del", &before.1[1]]);
+    std::fs::remove_dir_all(host.path("networks")).unwrap();
+    host.run(&again).ok();
+    assert!(host.read(&path).contains("9090"));
+    assert!(
+        !host.exists(&path.replace("chain", "result")),
+        "without limits there is no later result"
+    );
+    let rules = host.nat().join("\n");
+    assert!(rules.contains("9090") && !rules.contains("8080"), "{rules}");
+    let del = whole(&mut host, "DEL", &Value::Null, &[]);
+    host.run(&del).ok();
+    assert_gone(&mut host, "after both");
+}
+
+#[test]
 fn go_plugins_when_in_a_chain_do_their_work() {
     let mut host = Host::new();
     let tuning = json!({"type": "tuning", "sysctl": {"net.core.somaxconn": "512"}, "mtu": 1300});

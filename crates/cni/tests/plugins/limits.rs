@@ -93,6 +93,27 @@ fn c13c_limits_when_set_on_two_attachments_of_a_container_do_not_meet() {
 }
 
 #[test]
+fn del_when_the_configuration_is_one_that_add_refuses_still_removes_the_limits() {
+    for more in [
+        r#","ingressRate":8000"#,
+        r#","runtimeConfig":7"#,
+        r#","egressRate":"x","prevResult":{"cniVersion":"9"}"#,
+    ] {
+        let mut host = Host::new();
+        let result = attach(&mut host, "eth0");
+        let add = call(&mut host, "ADD", "eth0", &result, LIMITS);
+        host.run(&add).ok();
+        assert_eq!(devices(&host).len(), 1);
+        let stdin = format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"bandwidth"{more}}}"#);
+        let refused = host.call("bandwidth", "ADD", stdin.clone());
+        host.run(&refused).failure();
+        let del = host.call("bandwidth", "DEL", stdin);
+        host.run(&del).ok();
+        assert_eq!(devices(&host), Vec::<String>::new(), "{more}");
+    }
+}
+
+#[test]
 fn calls_when_wrong_are_refused_and_without_limits_handed_on() {
     let mut host = Host::new();
     let result = attach(&mut host, "eth0");

@@ -443,26 +443,175 @@ fn flows_when_udp_began_before_the_mapping_are_forgotten() {
         "-j",
         "DROP",
     ]);
+    // An address behind the host, which a flow goes on to.
+    host.exec(&["ip", "route", "add", "192.0.2.0/24", "via", "10.244.7.2"]);
+    host.ip(&["addr", "add", "127.0.0.7/8", "dev", "lo"]);
     let send = |host: &Host| {
         inside(&host.name, || {
-            let socket = UdpSocket::bind("127.0.0.1:5555").unwrap();
-            for port in [5353, 6363] {
+            for (from, to, port) in [
+                ("127.0.0.1:5555", "127.0.0.1", 5353),
+                ("127.0.0.1:5555", "127.0.0.1", 6363),
+                ("127.0.0.1:5555", "127.0.0.7", 5353),
+                ("0.0.0.0:5555", "192.0.2.1", 5353),
+            ] {
+                let socket = UdpSocket::bind(from).unwrap();
                 // Nobody listens there, which the second attempt may be told of.
-                let _ = socket.send_to(b"x", ("127.0.0.1", port));
+                let _ = socket.send_to(b"x", (to, port));
             }
         });
     };
     // How many there are is what forgetting them says: this kernel has no list of flows to read.
-    let forget = |host: &Host, port: u16| inside(&host.name, || forget_udp(false, &[port]).unwrap());
+    let forget = |host: &Host, to: &str, port: u16| {
+        let to = to.parse().ok();
+        inside(&host.name, || forget_udp(false, &[(to, port)]).unwrap())
+    };
+    let counts = |host: &Host| {
+        [
+            ("127.0.0.1", 5353),
+            ("127.0.0.7", 5353),
+            ("192.0.2.1", 5353),
+            ("127.0.0.1", 6363),
+        ]
+        .map(|(to, port)| forget(host, to, port))
+    };
     send(&host);
-    assert_eq!((forget(&host, 5353), forget(&host, 5353)), (1, 0));
-    send(&host);
-    let udp = r#"{"hostPort":5353,"containerPort":53,"protocol":"udp"}"#;
-    let add = chained(&mut host, "ADD", &result, &mappings(udp));
-    assert_eq!(host.run(&add).ok().stderr, "");
-    assert_eq!(
-        (forget(&host, 5353), forget(&host, 6363)),
-        (0, 1),
-        "only those to the port that was mapped"
+    assert_eq!(counts(&host), [1, 1, 1, 1]);
+    assert_eq!(counts(&host), [0, 0, 0, 0]);
+    for (bound, left) in [("", [0, 0, 1, 1]), (r#","hostIP":"127.0.0.7""#, [1, 0, 1, 1])] {
+        send(&host);
+        let udp = format!(r#"{{"hostPort":5353,"containerPort":53,"protocol":"udp"{bound}}}"#);
+        let add = chained(&mut host, "ADD", &result, &mappings(&udp));
+        assert_eq!(host.run(&add).ok().stderr, "");
+        assert_eq!(counts(&host), left, "only those the mapping takes over");
+        let del = chained(&mut host, "DEL", &result, &mappings(&udp));
+        host.run(&del).ok();
+    }
+}
+
+#[test]
+fn del_when_it_says_less_or_other_than_the_add_removes_all_of_the_container() {
+    for backend in ["iptables", "nftables"] {
+        for more in [
+            // Without mappings, with wrong ones, with another backend, without an idea of the container.
+            r#","prevResult":RESULT"#.to_owned(),
+            format!(
+                r#","prevResult":RESULT{}"#,
+                mappings(r#"{"hostPort":0,"containerPort":80,"protocol":"tcp"}"#)
+            ),
+            r#","conditionsV4":5,"prevResult":RESULT"#.to_owned(),
+            format!(r#","prevResult":RESULT,"backend":"iptables"{}"#, mappings(TCP)),
+            format!(r#","prevResult":RESULT,"backend":"nftables"{}"#, mappings(TCP)),
+            r#","prevResult":RESULT,"backend":"nftables""#.to_owned(),
+            format!(r#","prevResult":7,"backend":"{backend}"{}"#, mappings(TCP)),
+            format!(r#","backend":"{backend}"{}"#, mappings(TCP)),
+            format!(r#","backend":"{backend}""#),
+        ] {
+            let mut host = Host::new();
+            host.dual_stack();
+            let result = host.flannel("ADD").ok().json();
+            let added = format!(r#"{},"backend":"{backend}""#, mappings(TCP));
+            let add = chained(&mut host, "ADD", &result, &added);
+            let another = Call {
+                container: "another",
+                ..add.clone()
+            };
+            host.run(&add).ok();
+            host.run(&another).ok();
+            let rules = |host: &Host| {
+                let programs = ["iptables-save", "ip6tables-save"].map(|program| host.exec(&[program]));
+                programs.join("") + &host.exec(&["nft", "list", "ruleset"])
+            };
+            let marks = match backend {
+                "iptables" => "-j DNAT --to-destination ",
+                _ => " dnat to ",
+            };
+            let count = |host: &Host| rules(host).matches(marks).count();
+            assert_eq!(count(&host), 4, "{backend}");
+            let more = more.replace("RESULT", &result.to_string());
+            let stdin = format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"portmap"{more}}}"#);
+            let del = host.call("portmap", "DEL", stdin);
+            // Another attachment of the container, which has no ports, goes first and takes none.
+            let other = result
+                .to_string()
+                .replace("10.244.7.2", "10.244.7.9")
+                .replace("::2/", "::9/");
+            let stdin =
+                format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"portmap","prevResult":{other}}}"#);
+            let del_other = host.call("portmap", "DEL", stdin);
+            host.run(&del_other).ok();
+            assert_eq!(count(&host), 4, "{backend}");
+            host.run(&del).ok();
+            let left = rules(&host);
+            assert!(!left.contains(ID), "{backend} {more}: {left}");
+            assert_eq!(count(&host), 2, "{backend} {more}: {left}");
+            host.run(&del).ok();
+        }
+    }
+}
+
+#[test]
+fn conditions_when_containers_have_different_ones_are_each_their_own() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    for (container, conditions) in [
+        ("first", r#","conditionsV4":["ip","saddr","!=","192.0.2.1"]"#),
+        ("second", ""),
+        ("third", r#","conditionsV4":["ip","saddr","192.0.2.3"]"#),
+    ] {
+        let more = format!(r#"{},"backend":"nftables"{conditions}"#, mappings(TCP));
+        let add = chained(&mut host, "ADD", &result, &more);
+        host.run(&Call {
+            container,
+            ..add.clone()
+        })
+        .ok();
+        let check = chained(&mut host, "CHECK", &result, &more);
+        host.run(&Call { container, ..check }).ok();
+    }
+    let rules = host.exec(&["nft", "list", "table", "ip", "cni_hostport"]);
+    for (count, rule) in [
+        (
+            1,
+            "ip saddr != 192.0.2.1 tcp dport 8080 dnat to 10.244.7.2:80 comment \"first\"",
+        ),
+        (
+            1,
+            "ip saddr 192.0.2.3 tcp dport 8080 dnat to 10.244.7.2:80 comment \"third\"",
+        ),
+        (2, "192.0.2."),
+        (2, "fib daddr type local jump hostports_all"),
+    ] {
+        assert_eq!(rules.matches(rule).count(), count, "{rule}: {rules}");
+    }
+}
+
+#[test]
+fn backend_when_only_nftables_is_installed_and_none_is_named_is_that() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    std::fs::create_dir(host.path("nft-only")).unwrap();
+    std::os::unix::fs::symlink("/usr/sbin/nft", host.path("nft-only/nft")).unwrap();
+    let portmap = host.folder.path().join("portmap");
+    let script = format!(
+        "#!/bin/sh\nPATH={} exec {}\n",
+        host.path("nft-only"),
+        host.path("bin/portmap")
     );
+    std::fs::write(&portmap, script).unwrap();
+    std::fs::set_permissions(&portmap, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for conditions in ["", r#","conditionsV4":["ip","saddr","!=","192.0.2.1"]"#] {
+        let more = format!("{}{conditions}", mappings(TCP));
+        for (verb, there) in [("ADD", true), ("CHECK", true), ("DEL", false)] {
+            let mut call = chained(&mut host, verb, &result, &more);
+            call.program.clone_from(&portmap);
+            host.run(&call).ok();
+            let rules = host.exec(&["nft", "list", "table", "ip", "cni_hostport"]);
+            assert_eq!(
+                rules.contains("dnat to 10.244.7.2:80"),
+                there,
+                "{verb} {conditions}: {rules}"
+            );
+        }
+    }
+    assert_eq!(host.nat(), Vec::<String>::new());
 }
