@@ -72,7 +72,9 @@ pub fn status(call: &Call) -> Result<(), Failure> {
         let held: std::collections::HashSet<IpAddr> = all.flat_map(|(_, ips)| ips.iter().copied()).collect();
         if set.candidates(last).all(|(ip, _)| held.contains(&ip)) {
             let msg = format!("no IP addresses available in range set: {set}");
-            return Err(Failure::new(Code::NotAvailable, msg));
+            let hint =
+                "`flannelctl ipam list` shows who holds them, `flannelctl ipam gc` frees those of dead pods";
+            return Err(Failure::new(Code::NotAvailable, msg).with_details(hint));
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use cni::host_local::store::Owner;
@@ -71,6 +71,8 @@ Examples:
   flannelctl ipam gc
 ";
 
+/// Between the two looks after which something is freed.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// More addresses than this in a pool are not counted out to people.
 const COUNTLESS: u128 = 1_000_000;
 /// Length of the ids that runtimes make, and how much is shown of those; the tools of runtimes take as much.
@@ -316,6 +318,19 @@ fn gc(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     let read = grammar.read(arguments)?;
     read.exactly([])?;
     let (place, mut found) = look(&read)?;
+    if !read.has("dry-run") && count(&found.reservations, State::Garbage) > 0 {
+        // What is not seen once may have been looked for at a bad moment.
+        std::thread::sleep(BETWEEN_LOOKS);
+        let again = inventory::look(&place)?;
+        let same = |a: &Reservation, b: &Reservation| {
+            (&a.network, a.address, &a.owner, a.since, a.state)
+                == (&b.network, b.address, &b.owner, b.since, b.state)
+        };
+        let stands = |r: &Reservation| again.reservations.iter().any(|now| same(r, now));
+        found
+            .reservations
+            .retain(|r| r.state != State::Garbage || stands(r));
+    }
     let flannels = |name: &str| found.networks.iter().any(|n| n.name == name && n.is_flannels);
     let wanted = |r: &Reservation| read.value("network").is_some() || flannels(&r.network);
     let is_dead =

@@ -154,6 +154,68 @@ fn gc_inside_a_container_when_the_pods_links_are_there_frees_and_elsewhere_refus
     assert_eq!(node.holders("cbr0"), ["held", "mounted", "named", "process"]);
 }
 
+/// What a pod of flanneld's has: the host's network, and power over that alone.
+#[test]
+fn gc_when_it_has_power_over_networks_alone_frees_and_without_that_only_by_force() {
+    let (mut node, _) = village();
+    let second = node.named("second");
+    node.add("second", &second);
+    node.remove(&second);
+    node.make_old("cbr0");
+    let netns = format!("--net=/run/netns/{}", node.name);
+    let pod = |powers: &'static str| {
+        [
+            "nsenter",
+            &netns,
+            "unshare",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "setpriv",
+            "--bounding-set",
+            powers,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let by = |powers: &'static str, arguments: &[&str]| {
+        let before = pod(powers);
+        let before: Vec<&str> = before.iter().map(String::as_str).collect();
+        node.ipam_by(&before, arguments)
+    };
+    // Our interfaces' names tell whose they are; what is behind them cannot be asked.
+    let powerless = "-all,+dac_override";
+    let (code, text) = by(powerless, &["gc"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.contains("whether 4 of them are still in use cannot be told"),
+        "{text}"
+    );
+    assert!(
+        text.contains("what is behind veth") && text.contains("not permitted"),
+        "{text}"
+    );
+    assert_eq!(
+        node.holders("cbr0"),
+        ["gone", "held", "mounted", "named", "process", "second"]
+    );
+
+    let (code, text) = by("-all,+dac_override,+net_admin", &["gc", "--dry-run"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(
+        text.lines().filter(|l| l.starts_with("would free ")).count(),
+        4,
+        "{text}"
+    );
+    let (code, text) = by(powerless, &["gc", "--force"]);
+    assert_eq!(
+        text.lines().filter(|l| l.starts_with("freed ")).count(),
+        4,
+        "{code} {text}"
+    );
+    assert_eq!(node.holders("cbr0"), ["held", "mounted", "named", "process"]);
+}
+
 #[test]
 fn list_when_not_root_says_what_it_may_not_see_and_calls_nothing_garbage() {
     let (node, _) = village();

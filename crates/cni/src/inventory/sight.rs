@@ -126,6 +126,8 @@ pub fn look(place: &Place, reservations: &[Reservation], young: &BTreeSet<&str>)
     sight.blind = blindness().into_iter().chain(unseen.why).collect();
     for (namespace, found) in &doors.beyond {
         if let Err(e) = found {
+            // The kernel has no number for a namespace that has begun to go.
+            sight.passing |= *namespace < 0;
             let name = doors.name_of(*namespace);
             sight.hidden.push(format!("what is behind {name}: {e}"));
         }
@@ -217,6 +219,9 @@ fn open_doors(host: &mut Rtnl) -> Result<Doors, kernel::NetlinkError> {
     };
     for door in &doors.list {
         doors.beyond.entry(door.namespace).or_insert_with(|| {
+            if door.namespace < 0 {
+                return Err("it is being taken away; try again in a moment".to_owned());
+            }
             let found = host.addresses_beyond(door.namespace);
             found
                 .map(|found| found.iter().map(|a| a.address.addr()).collect())
