@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::containerd::{Container, Containerd};
+use crate::machine::wait;
 use crate::place::Place;
 use crate::world::{World, flannel_list, one, portmap};
 
@@ -122,6 +123,48 @@ fn container_when_containerd_itself_is_killed_loses_its_network_and_leaves_nothi
         "next"
     );
     containerd.end(vec![next]);
+    machine.assert_nothing_left(&before);
+}
+
+/// Nobody calls DEL for a container whose `ctr` was killed.
+#[test]
+fn container_when_nobody_deletes_its_network_is_kept_while_it_lives_and_collected_by_hand_after() {
+    let world = World::start();
+    let limits = json!({ "type": "bandwidth", "ingressRate": 400_000_000, "ingressBurst": 40_000_000,
+        "egressRate": 400_000_000, "egressBurst": 40_000_000 });
+    world.add_network(&flannel_list("cbr0", &[fixed_ports(), limits]));
+    let machine = &world.machines[0];
+    let containerd = Containerd::start(machine);
+    let before = warm(&containerd, &world, 1);
+    let (leaked, other) = (containerd.run("leaked"), containerd.run("other"));
+    machine.kill(&["ctr", "run --rm", " leaked"]);
+    leaked.done_with_words();
+    let ipam = |arguments: &[&str]| {
+        // Older than the minute in which nothing is garbage.
+        let touch = "touch -d '1 hour ago' /var/lib/cni/networks/cbr0/*";
+        machine.node.run(&["sh", "-c", touch]).unwrap();
+        let words = [&["flannelctl", "ipam"], arguments].concat();
+        machine.node.run(&words).unwrap()
+    };
+    assert!(ipam(&["list"]).contains("cbr0: 4 held (4 alive)"));
+    assert_eq!(ipam(&["gc"]), "nothing to free\n");
+    containerd.call(&["task", "rm", "-f", "leaked"]);
+    containerd.call(&["container", "rm", "leaked"]);
+    let mut said = String::new();
+    wait("its namespace to be gone", || {
+        said.push_str(&ipam(&["gc"]));
+        (!said.contains("freed ")).then(|| said.clone())
+    });
+    assert_eq!(said.matches("freed ").count(), 2, "{said}");
+    assert!(ipam(&["list"]).contains("cbr0: 2 held (2 alive)"));
+    let address = one(&other.place, "eth0", 4);
+    assert_eq!(machine.place().get(address, 80, "name"), "other");
+    containerd.end(vec![other]);
+    // What runtimes remember is theirs.
+    machine
+        .node
+        .run(&["sh", "-c", "rm -f /var/lib/cni/results/*leaked*"])
+        .unwrap();
     machine.assert_nothing_left(&before);
 }
 
