@@ -224,7 +224,11 @@ impl<H: Host> Engine<H> {
         if self.is_at_work()
             && let Some(env) = &mut self.env
         {
+            let fight = env.fight();
             env.keep(&self.reporter, now);
+            if env.fight() != fight {
+                self.engage(0, Duration::ZERO, now);
+            }
         }
         self.take_census(now);
         mail.stop

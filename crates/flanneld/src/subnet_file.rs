@@ -83,6 +83,14 @@ pub fn repair(path: &Path, wanted: &SubnetEnv) -> Result<Repaired, SubnetFileErr
     Ok(Repaired::Written)
 }
 
+/// Whether every line of ours is there and right; a file that cannot be read is not.
+pub fn is_right(path: &Path, wanted: &SubnetEnv) -> bool {
+    read(path).ok().flatten().is_some_and(|found| {
+        let text = String::from_utf8_lossy(&found);
+        subnet_env::repair(&text, wanted) == text
+    })
+}
+
 /// What the file of the last run says. A missing file says nothing; one that cannot be read is a problem to log.
 pub fn read_previous(path: &Path) -> Previous {
     match read(path) {

@@ -24,12 +24,53 @@ struct Failure {
     error: String,
 }
 
+/// Repairs of one thing, which become a fight when there are many.
 #[derive(Debug, Default)]
-struct Fight {
+pub struct Fight {
     repairs: VecDeque<Instant>,
     opponent: Option<Arc<str>>,
     until: Option<Instant>,
     delay: Duration,
+}
+
+impl Fight {
+    /// Notes a repair of something somebody else did.
+    pub fn repaired(&mut self, opponent: Option<Arc<str>>, now: Instant) {
+        self.repairs.push_back(now);
+        while self
+            .repairs
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > WINDOW)
+        {
+            self.repairs.pop_front();
+        }
+        if opponent.is_some() {
+            self.opponent = opponent;
+        }
+        if self.is_one() {
+            self.delay = (self.delay * 2).clamp(FIRST_PAUSE, LONGEST);
+            self.until = Some(now + self.delay);
+        }
+    }
+
+    /// The end of the pause that is under way.
+    pub fn pause(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
+    }
+
+    /// Whether there were more repairs of late than chance makes.
+    pub fn is_one(&self) -> bool {
+        self.repairs.len() > REPAIRS
+    }
+
+    /// Whether it is still to be remembered.
+    pub fn is_recent(&self, now: Instant) -> bool {
+        self.pause(now).is_some()
+            || self
+                .repairs
+                .back()
+                .is_some_and(|at| now.duration_since(*at) <= WINDOW)
+    }
 }
 
 /// The clocks of all keys that need one.
@@ -43,11 +84,7 @@ impl Patience {
     /// Whether the key may be acted on now.
     pub fn allows(&self, key: &Key, now: Instant) -> bool {
         self.failures.get(key).is_none_or(|f| f.next <= now)
-            && self
-                .fights
-                .get(key)
-                .and_then(|f| f.until)
-                .is_none_or(|until| until <= now)
+            && self.fights.get(key).and_then(|f| f.pause(now)).is_none()
     }
 
     /// Notes a failed step; the next attempt is due after a delay that doubles up to 30 s.
@@ -73,32 +110,12 @@ impl Patience {
 
     /// Notes a repair of something somebody else did.
     pub fn repaired(&mut self, key: Key, opponent: Option<Arc<str>>, now: Instant) {
-        let fight = self.fights.entry(key).or_default();
-        fight.repairs.push_back(now);
-        while fight
-            .repairs
-            .front()
-            .is_some_and(|at| now.duration_since(*at) > WINDOW)
-        {
-            fight.repairs.pop_front();
-        }
-        if opponent.is_some() {
-            fight.opponent = opponent;
-        }
-        if fight.repairs.len() > REPAIRS {
-            fight.delay = (fight.delay * 2).clamp(FIRST_PAUSE, LONGEST);
-            fight.until = Some(now + fight.delay);
-        }
+        self.fights.entry(key).or_default().repaired(opponent, now);
     }
 
     /// Forgets fights that have been over for a while.
     pub fn forget(&mut self, now: Instant) {
-        self.fights.retain(|_, f| {
-            f.until.is_some_and(|until| until > now)
-                || f.repairs
-                    .back()
-                    .is_some_and(|at| now.duration_since(*at) <= WINDOW)
-        });
+        self.fights.retain(|_, fight| fight.is_recent(now));
     }
 
     /// Makes every failed key due now: something it may have waited for has changed.
@@ -170,7 +187,7 @@ impl Patience {
     pub fn fights(&self) -> impl Iterator<Item = (&Key, Option<&str>)> {
         self.fights
             .iter()
-            .filter(|(_, f)| f.repairs.len() > REPAIRS)
+            .filter(|(_, fight)| fight.is_one())
             .map(|(key, f)| (key, f.opponent.as_deref()))
     }
 }

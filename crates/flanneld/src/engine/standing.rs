@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use kernel::Host;
 
 use super::report::{self, Engagement};
+use super::subnet_env::EnvKeeper;
 use super::{Engine, Word};
 use crate::mailbox::Listing;
 
@@ -61,12 +62,15 @@ impl<H: Host> Engine<H> {
                     .map(|c| format!("{} in the place of {}", c.observed, c.desired)),
             ),
             overlaps: named(self.overlaps.values().cloned()),
-            fights: named(self.patience.fights().map(|(key, by)| {
-                format!(
-                    "{key} is changed again and again by {}",
-                    by.unwrap_or("somebody unknown")
-                )
-            })),
+            fights: named(
+                self.patience
+                    .fights()
+                    .map(|(key, by)| {
+                        let by = by.unwrap_or("somebody unknown");
+                        format!("{key} is changed again and again by {by}")
+                    })
+                    .chain(self.env.as_ref().and_then(EnvKeeper::fight)),
+            ),
             planned,
             took,
         });

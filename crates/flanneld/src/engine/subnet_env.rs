@@ -8,6 +8,7 @@ use fabric::subnet_env::SubnetEnv;
 use kernel::inotify::Watch;
 use tracing::{info, warn};
 
+use crate::engine::patience::Fight;
 use crate::engine::report::Reporter;
 use crate::subnet_file::{self, Repaired};
 
@@ -25,8 +26,9 @@ pub struct EnvKeeper {
     /// The error last told, so that a full disk is one line and not one per second.
     told: Option<String>,
     watch: Option<Watch>,
-    /// When to try again what failed.
+    /// When to try again what failed, or to go on with what is fought over.
     retry: Option<Instant>,
+    fight: Fight,
 }
 
 impl EnvKeeper {
@@ -40,6 +42,7 @@ impl EnvKeeper {
             told: None,
             watch: None,
             retry: None,
+            fight: Fight::default(),
         }
     }
 
@@ -56,6 +59,14 @@ impl EnvKeeper {
             changed: true,
             ..self
         }
+    }
+
+    /// What is fought over, in words.
+    pub fn fight(&self) -> Option<String> {
+        let path = self.path.display();
+        self.fight
+            .is_one()
+            .then(|| format!("subnet file {path} is changed again and again by somebody unknown"))
     }
 
     /// Becomes readable when something happened to the file.
@@ -78,6 +89,17 @@ impl EnvKeeper {
             (None, None) => true,
         };
         if !touched {
+            if !self.fight.is_recent(now) {
+                self.fight = Fight::default();
+            }
+            return;
+        }
+        if let Some(until) = self.fight.pause(now) {
+            self.retry = Some(until);
+            if !subnet_file::is_right(&self.path, &self.wanted) {
+                let text = "it is changed again and again by somebody else, and put right ever more seldom";
+                reporter.subnet_file(Err(text.to_owned()));
+            }
             return;
         }
         let mut result = if self.written {
@@ -99,6 +121,7 @@ impl EnvKeeper {
             Ok(Repaired::Written) => {
                 info!("repaired: subnet file {}", self.path.display());
                 reporter.repaired_kind("subnet_file");
+                self.fight.repaired(None, now);
             }
             Err(failure) => {
                 let text = failure.to_string();

@@ -98,6 +98,37 @@ fn engine_when_it_is_set_up_anew_then_lines_of_others_in_the_subnet_file_stay() 
 }
 
 #[test]
+fn engine_when_the_subnet_file_is_fought_over_then_it_yields_step_by_step_and_says_so() {
+    let mut rig = Rig::running(VXLAN, 1);
+    rig.pass(Duration::from_secs(1));
+    let right = std::fs::read_to_string(rig.env_path()).unwrap();
+    let mut wrong_at = Vec::new();
+    for second in 0..50 {
+        std::fs::write(rig.env_path(), "FLANNEL_MTU=9000\n").unwrap();
+        rig.pass(Duration::from_secs(1));
+        let now = std::fs::read_to_string(rig.env_path()).unwrap();
+        if !now.contains("FLANNEL_MTU=1450") {
+            wrong_at.push(second);
+            assert!(!rig.standing().subnet_file_written, "not right now");
+        }
+    }
+    let repairs = rig.repairs();
+    assert!((6..=16).contains(&repairs), "{repairs} repairs");
+    assert!(wrong_at.len() > 25 && wrong_at[0] >= 3, "{wrong_at:?}");
+    let fights = rig.standing().fights;
+    assert!(
+        fights.len() == 1 && fights[0].contains("subnet.env"),
+        "{fights:?}"
+    );
+    // The other gives up: it is right again within the longest pause, and the fight is forgotten after a while.
+    rig.pass(Duration::from_secs(31));
+    assert_eq!(std::fs::read_to_string(rig.env_path()).unwrap(), right);
+    assert!(rig.standing().subnet_file_written);
+    rig.pass(Duration::from_secs(70));
+    assert!(rig.standing().fights.is_empty(), "{:?}", rig.standing().fights);
+}
+
+#[test]
 fn engine_when_a_peers_step_fails_then_the_others_do_not_wait() {
     let mut rig = Rig::running(VXLAN, 2);
     let broken = rig.route(3);
