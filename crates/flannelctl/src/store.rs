@@ -1,21 +1,23 @@
 //! `flannelctl registry`: the embedded server, and a small client for it and any etcd v3.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use etcd_proto::etcdserverpb::kv_client::KvClient;
 use etcd_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
-use tonic::transport::{Channel, Endpoint};
+use registry::etcd3::{Connection, TlsFiles, key_value_client, parse_endpoints};
+use tokio::time::timeout;
 
 use crate::arguments::{Arguments, Ended, Grammar};
 use crate::output::Out;
 
 const HELP: &str = "\
-An etcd v3 API server for one machine, and a small client for it (or any etcd v3 over http).
+An etcd v3 API server for one machine, and a small client for it (or any etcd v3).
 
 Usage: flannelctl registry serve ...
-       flannelctl registry put|get|ls|del [--endpoints URL,...] KEY [VALUE]
+       flannelctl registry put|get|ls|del [--endpoints URL,...] [--cafile FILE] [--certfile FILE --keyfile FILE] KEY [VALUE]
 
   serve            run the server; `flannelctl registry serve --help` says how
   put KEY VALUE    write a key
@@ -24,6 +26,9 @@ Usage: flannelctl registry serve ...
   del KEY          remove a key
 
   --endpoints URL,...  where (default http://127.0.0.1:2379); the first that answers
+  --cafile FILE        authority of https endpoints, PEM (default: the system's)
+  --certfile FILE      the client's certificate, PEM
+  --keyfile FILE       its key, PEM
   --json               keys, values and revisions as JSON (get, ls)
 
 Examples:
@@ -31,6 +36,12 @@ Examples:
   flannelctl registry ls /coreos.com/network/subnets/
 ";
 
+type Client = KvClient<Connection>;
+
+/// One endpoint has this long to take a connection.
+const CONNECTING: Duration = Duration::from_secs(3);
+/// And each request this long to be answered.
+const ANSWERING: Duration = Duration::from_secs(10);
 /// Keys a page of a listing holds.
 const PAGE: i64 = 1000;
 
@@ -49,7 +60,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     }
     let grammar = Grammar {
         help: HELP,
-        values: &["endpoints"],
+        values: &["endpoints", "cafile", "certfile", "keyfile"],
         switches: &["json"],
         stop_at_positional: false,
     };
@@ -66,7 +77,18 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
         "ls" => read.exactly(["PREFIX"])?[0],
         _ => read.exactly(["KEY"])?[0],
     };
-    let mut kv = connect(read.value_or("endpoints", "http://127.0.0.1:2379")).await?;
+    let file = |name| read.value(name).map(PathBuf::from);
+    let files = TlsFiles {
+        cafile: file("cafile"),
+        certfile: file("certfile"),
+        keyfile: file("keyfile"),
+    };
+    if files.certfile.is_some() != files.keyfile.is_some() {
+        return Err(Ended::Usage(
+            "--certfile and --keyfile: expected both or none".to_owned(),
+        ));
+    }
+    let mut kv = connect(read.value_or("endpoints", "http://127.0.0.1:2379"), &files).await?;
     match verb {
         "put" => {
             let value = read.positionals.get(1).cloned().unwrap_or_default();
@@ -75,7 +97,7 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
                 value: value.into(),
                 ..PutRequest::default()
             };
-            kv.put(request).await.map_err(refused)?;
+            answered(kv.put(request)).await?;
             Ok(ExitCode::SUCCESS)
         }
         "del" => {
@@ -83,12 +105,7 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
                 key: key.into(),
                 ..DeleteRangeRequest::default()
             };
-            let deleted = kv
-                .delete_range(request)
-                .await
-                .map_err(refused)?
-                .into_inner()
-                .deleted;
+            let deleted = answered(kv.delete_range(request)).await?.deleted;
             Ok(if deleted > 0 {
                 ExitCode::SUCCESS
             } else {
@@ -100,7 +117,7 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
                 key: key.into(),
                 ..RangeRequest::default()
             };
-            let answer = kv.range(request).await.map_err(refused)?.into_inner();
+            let answer = answered(kv.range(request)).await?;
             let Some(entry) = answer.kvs.first() else {
                 return Ok(ExitCode::FAILURE);
             };
@@ -130,7 +147,7 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
 }
 
 /// All keys with a prefix, page by page, at one revision.
-async fn list(kv: &mut KvClient<Channel>, prefix: &str) -> anyhow::Result<Vec<String>> {
+async fn list(kv: &mut Client, prefix: &str) -> anyhow::Result<Vec<String>> {
     let end = end_of(prefix.as_bytes());
     let (mut from, mut revision, mut keys) = (prefix.as_bytes().to_vec(), 0, Vec::new());
     loop {
@@ -142,7 +159,7 @@ async fn list(kv: &mut KvClient<Channel>, prefix: &str) -> anyhow::Result<Vec<St
             keys_only: true,
             ..RangeRequest::default()
         };
-        let answer = kv.range(request).await.map_err(refused)?.into_inner();
+        let answer = answered(kv.range(request)).await?;
         keys.extend(
             answer
                 .kvs
@@ -172,23 +189,27 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-async fn connect(endpoints: &str) -> anyhow::Result<KvClient<Channel>> {
+async fn connect(endpoints: &str, files: &TlsFiles) -> anyhow::Result<Client> {
     let mut problem = anyhow!("no endpoint given");
-    for url in endpoints.split(',').filter(|e| !e.is_empty()) {
-        if url.starts_with("https:") {
-            bail!("{url}: this small client speaks http only; use etcdctl for TLS");
-        }
-        let endpoint = Endpoint::from_shared(url.to_owned())
-            .with_context(|| format!("--endpoints {url:?}: expected http://ADDRESS:PORT"))?;
-        let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(3))
-            .timeout(Duration::from_secs(10));
-        match endpoint.connect().await {
-            Ok(channel) => return Ok(KvClient::new(channel)),
-            Err(error) => problem = anyhow::Error::new(error).context(format!("no answer at {url}")),
+    for endpoint in parse_endpoints(endpoints, files.any()).context("--endpoints")? {
+        let url = endpoint.to_string();
+        match timeout(CONNECTING, key_value_client(endpoint, files)).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => problem = anyhow!("no answer at {url}: {error}"),
+            Err(_) => problem = anyhow!("no answer at {url} within {} s", CONNECTING.as_secs()),
         }
     }
     Err(problem)
+}
+
+/// An answer, or why there is none.
+async fn answered<T>(
+    request: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> anyhow::Result<T> {
+    match timeout(ANSWERING, request).await {
+        Ok(answer) => Ok(answer.map_err(refused)?.into_inner()),
+        Err(_) => bail!("the registry does not answer within {} s", ANSWERING.as_secs()),
+    }
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {

@@ -148,3 +148,89 @@ fn serve_when_a_page_of_its_file_is_zeroed_serves_or_says_damaged_in_one_line() 
     assert!(refusals > 0, "no page of the store counts");
     assert!(start(dir.path()).line.contains("listening"));
 }
+
+/// An authority, and a certificate of it for 127.0.0.1 that serves both sides.
+fn certificates(dir: &Path) {
+    let script = "set -e
+        new='openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
+        $new -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.pem
+        $new -x509 -days 2 -subj /CN=other -keyout other.key -out other.pem
+        $new -subj /CN=lab -keyout lab.key -out lab.csr
+        echo subjectAltName=IP:127.0.0.1 > lab.ext
+        openssl x509 -req -in lab.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile lab.ext -out lab.pem";
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(dir)
+        .output()
+        .expect("sh runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn client_when_the_registry_speaks_tls_needs_the_right_files() {
+    let dir = TempDir::new().expect("a directory");
+    let files = dir.path();
+    certificates(files);
+    let file = |name: &str| files.join(name).display().to_string();
+    let flags = [
+        "--cert-file",
+        &file("lab.pem"),
+        "--key-file",
+        &file("lab.key"),
+        "--trusted-ca-file",
+        &file("ca.pem"),
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let mut child = serve(&files.join("data"), &flags)
+        .spawn()
+        .expect("flannelctl runs");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("stdout"))
+        .read_line(&mut line)
+        .expect("a line");
+    let server = Server { child, line };
+    let word = |word: &&str| word.starts_with("https://");
+    let url = server.line.split_whitespace().find(word).expect("a URL");
+    let client = |verb: &str, tls: &[&str], words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flannelctl"));
+        command
+            .args(["registry", verb, "--endpoints", url])
+            .args(tls)
+            .args(words);
+        let output = command.output().expect("flannelctl runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (ca, other, cert, key) = (
+        file("ca.pem"),
+        file("other.pem"),
+        file("lab.pem"),
+        file("lab.key"),
+    );
+    let right = ["--cafile", &ca, "--certfile", &cert, "--keyfile", &key];
+    assert_eq!(client("put", &right, &["/a", "1"]).0, Some(0));
+    assert_eq!(
+        client("get", &right, &["/a"]),
+        (Some(0), "1\n".to_owned(), String::new())
+    );
+    assert_eq!(client("ls", &right, &["/"]).1, "/a\n");
+    for wrong in [
+        &["--cafile", &ca][..],
+        &["--cafile", &other, "--certfile", &cert, "--keyfile", &key],
+        &["--certfile", &cert, "--keyfile", &key],
+        &["--cafile", "/nonexistent"],
+    ] {
+        let (code, out, why) = client("get", wrong, &["/a"]);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{wrong:?}: {why}");
+        assert!(!why.is_empty() && why.lines().count() == 1, "{why}");
+    }
+    let (code, _, why) = client("get", &["--certfile", &cert], &["/a"]);
+    assert_eq!(code, Some(2), "{why}");
+    assert_eq!(client("del", &right, &["/a"]).0, Some(0));
+    assert_eq!(client("get", &right, &["/a"]).0, Some(1));
+}

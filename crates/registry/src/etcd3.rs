@@ -25,6 +25,7 @@ use std::time::Duration;
 use fabric::lease::{Snapshot, Subnet, Update};
 use tokio::sync::watch;
 
+pub use self::connection::{ConnectError, Connection, key_value_client};
 pub use self::endpoint::{Address, Endpoint, EndpointError, parse_endpoints};
 pub use self::entries::Stamp;
 pub use self::keys::Keys;

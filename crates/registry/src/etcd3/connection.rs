@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use etcd_proto::etcdserverpb::AuthenticateRequest;
 use etcd_proto::etcdserverpb::auth_client::AuthClient;
+use etcd_proto::etcdserverpb::kv_client::KvClient;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -39,7 +40,7 @@ pub(crate) const LARGEST_REPLY: usize = 16 << 20;
 
 /// A connection; clones share it.
 #[derive(Clone)]
-pub(crate) struct Connection {
+pub struct Connection {
     sender: http2::SendRequest<Body>,
     token: Option<HeaderValue>,
     sent: Arc<AtomicU64>,
@@ -50,7 +51,17 @@ pub(crate) struct Connection {
 }
 
 /// Why there is no connection, for people; the endpoint is named by the caller.
-pub(crate) type ConnectError = Box<dyn Error + Send + Sync>;
+pub type ConnectError = Box<dyn Error + Send + Sync>;
+
+/// A client of one member for keys that are none of flannel's, as tools need: no failover, no login.
+pub async fn key_value_client(
+    endpoint: Endpoint,
+    files: &TlsFiles,
+) -> Result<KvClient<Connection>, ConnectError> {
+    let connection = Connection::open(&Arc::new(endpoint), files, None, &Arc::default(), 0).await?;
+    let origin = connection.origin.clone();
+    Ok(KvClient::with_origin(connection, origin))
+}
 
 impl Connection {
     /// Connects, and logs in when there are credentials.
