@@ -43,7 +43,7 @@ pub fn succeeds(command: &mut Command) -> Result<bool> {
     Ok(command.status().with_context(|| line(command))?.success())
 }
 
-/// Builds the executables of the product.
+/// Builds the executables of the product; the plugin by [`build_plugin`].
 pub fn build(profile: &str) -> Result<PathBuf> {
     crate::say(&format!(
         "building flanneld, flannel-cni and flannelctl ({profile})"
@@ -55,12 +55,74 @@ pub fn build(profile: &str) -> Result<PathBuf> {
         "-p",
         "flanneld",
         "-p",
-        "cni",
-        "-p",
         "flannelctl",
     ]);
     run(command.args(["--profile", profile]))?;
+    build_plugin(profile)?;
     Ok(executables(profile))
+}
+
+const PLUGIN: &str = "flannel-cni";
+
+/// Builds the plugin, which starts anew for every pod: with musl when there is a standard library for it (rustup is asked), with
+/// glibc linked in otherwise, and as any other executable where that is not possible either.
+///
+/// A start costs 0.9 ms of CPU with shared libraries, 0.5 ms with glibc linked in and 0.2 ms with musl, on a virtual machine that
+/// traps the `cpuid` instructions by which glibc looks for the best `memcpy`.
+fn build_plugin(profile: &str) -> Result<()> {
+    let build = |verb: &str| {
+        let mut command = cargo(&[verb, "--locked", "-p", "cni", "--bin", PLUGIN]);
+        command.args(["--profile", profile]);
+        command
+    };
+    if profile == "dev" {
+        return run(&mut build("build"));
+    }
+    if let Some(target) = musl()? {
+        run(build("build").args(["--target", &target]))?;
+        let folder = executables(profile);
+        let profiled = folder.file_name().context("a target directory without a name")?;
+        let built = folder.with_file_name(&target).join(profiled).join(PLUGIN);
+        // Under another name first: what is there may be running, and shares its inode with cargo's own copy.
+        let (copy, place) = (folder.join(".flannel-cni.new"), folder.join(PLUGIN));
+        std::fs::copy(&built, &copy).with_context(|| built.display().to_string())?;
+        return std::fs::rename(&copy, &place).with_context(|| place.display().to_string());
+    }
+    if succeeds(build("rustc").args(["--", "-C", "target-feature=+crt-static"]))? {
+        return Ok(());
+    }
+    crate::say("flannel-cni cannot be linked statically here; it will start more slowly");
+    run(&mut build("build"))
+}
+
+/// The host's target with musl in place of glibc, if it can be built for.
+fn musl() -> Result<Option<String>> {
+    let rustc = |arguments: &[&str]| -> Result<String> {
+        let mut command = Command::new("rustc");
+        command.args(arguments).current_dir(root());
+        let output = command.output().with_context(|| line(&command))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let version = rustc(&["--version", "--verbose"])?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    let Some(target) = host
+        .and_then(|h| h.strip_suffix("-gnu"))
+        .map(|h| format!("{h}-musl"))
+    else {
+        return Ok(None);
+    };
+    let is_there = || -> Result<bool> {
+        let folder = rustc(&["--print", "target-libdir", "--target", &target])?;
+        Ok(!folder.is_empty() && PathBuf::from(folder.trim()).is_dir())
+    };
+    if !is_there()? {
+        crate::say(&format!("asking rustup for {target} (for {PLUGIN})"));
+        let mut rustup = Command::new("rustup");
+        rustup.args(["target", "add", &target]).current_dir(root());
+        // Not everybody has rustup, or the network.
+        let _ = rustup.status();
+    }
+    Ok(is_there()?.then_some(target))
 }
 
 /// What a test run came to.

@@ -31,7 +31,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
 /// Builds what is shipped and prints its size.
 pub fn dist(arguments: &[String]) -> Result<bool> {
     if arguments.iter().any(|a| a == "-h" || a == "--help") {
-        say("Usage: cargo xtask dist    (profile dist: fat LTO, stripped; prints sizes)");
+        say("Usage: cargo xtask dist    (profile dist: fat LTO, stripped, flannel-cni static; prints sizes)");
         return Ok(true);
     }
     build("dist")?;
