@@ -423,7 +423,7 @@ fn dellink(figures: &mut Figures, room: &Room, operations: usize) -> Outcome<()>
             hairpin: true,
             isolated: false,
         };
-        host.attach_port(far, (bridge.name, bridge.index), options)?;
+        host.attach_port(far, bridge.index, options)?;
         pod.configure_pod(link.index, &["10.244.7.200/24".parse()?], &[], false)
             .map_err(|e| format!("{e:?}"))?;
         adds.push(started.elapsed());

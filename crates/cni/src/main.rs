@@ -24,6 +24,9 @@ const fn mark() -> [u8; 39] {
     bytes
 }
 
+#[global_allocator]
+static HEAP: kernel::heap::Brief = kernel::heap::Brief::new();
+
 fn main() -> ExitCode {
     let program = std::env::args_os().next().unwrap_or_default();
     let env = Environment::read(|name| {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kernel::netns::{Netns, NetnsError};
+use kernel::netns::{Identity, Netns, NetnsError};
 
 use crate::call::Environment;
 use crate::failure::{Code, Failure};
@@ -14,13 +14,10 @@ pub fn guard(env: &Environment) -> Result<(), Failure> {
         return Ok(());
     }
     // A stat is enough to tell two namespaces apart, and cheaper than opening both.
-    let (Ok(theirs), Ok(ours)) = (
-        rustix::fs::stat(&env.netns),
-        rustix::fs::stat("/proc/thread-self/ns/net"),
-    ) else {
+    let (Ok(theirs), Ok(ours)) = (rustix::fs::stat(&env.netns), Netns::current()) else {
         return Ok(());
     };
-    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
+    if Identity::of(&theirs) == ours.identity() {
         return Err(Failure::new(
             Code::InvalidNetns,
             "plugin's netns and netns from CNI_NETNS should not be the same",

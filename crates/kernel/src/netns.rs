@@ -1,6 +1,6 @@
 //! Network namespaces by path: opening, comparing, and running code inside without moving the caller.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -10,6 +10,8 @@ use rustix::thread::LinkNameSpaceType;
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 /// `NS_GET_NSTYPE` of `linux/nsfs.h`: which kind of namespace a descriptor stands for.
 const NS_GET_NSTYPE: u64 = 0xb703;
+/// `SIOCGSKNS` of `linux/sockios.h`: a descriptor of a socket's network namespace.
+const SIOCGSKNS: u64 = 0x894c;
 
 /// Why a namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,16 @@ pub struct Identity {
     inode: u64,
 }
 
+impl Identity {
+    /// Of what a path or descriptor of a namespace leads to.
+    pub fn of(status: &rustix::fs::Stat) -> Identity {
+        Identity {
+            device: status.st_dev,
+            inode: status.st_ino,
+        }
+    }
+}
+
 /// An open network namespace; it lives at least as long as this.
 #[derive(Debug)]
 pub struct Netns {
@@ -83,17 +95,31 @@ impl Netns {
         if filesystem.f_type as u64 != NSFS_MAGIC || !is_network(&fd) {
             return Err(NetnsError::NotANamespace { path });
         }
-        let status = rustix::fs::fstat(&fd).map_err(refused)?;
-        let identity = Identity {
-            device: status.st_dev,
-            inode: status.st_ino,
-        };
+        let identity = Identity::of(&rustix::fs::fstat(&fd).map_err(refused)?);
         Ok(Netns { fd, path, identity })
     }
 
     /// The calling thread's own.
+    ///
+    /// Asked of a new socket, which is in it: the kernel makes half a dozen inodes for a new process's path in `/proc`.
     pub fn current() -> Result<Netns, NetnsError> {
-        Netns::open("/proc/thread-self/ns/net")
+        const PATH: &str = "/proc/thread-self/ns/net";
+        let Some(fd) = of_new_socket() else {
+            return Netns::open(PATH);
+        };
+        let path = PathBuf::from(PATH);
+        match rustix::fs::fstat(&fd) {
+            Ok(status) => Ok(Netns {
+                fd,
+                path,
+                identity: Identity::of(&status),
+            }),
+            Err(errno) => Err(NetnsError::Refused {
+                path,
+                action: "open",
+                errno,
+            }),
+        }
     }
 
     /// Which namespace it is.
@@ -142,6 +168,16 @@ impl AsFd for Netns {
     }
 }
 
+/// A descriptor of the calling thread's namespace by way of a socket in it; needs Linux 4.9 and `CAP_NET_ADMIN`.
+fn of_new_socket() -> Option<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    // SAFETY: SIOCGSKNS takes no argument and touches no memory of ours; the descriptor is open.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) };
+    // SAFETY: what the call returned is new, close-on-exec, and nobody else's.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// True also where the kernel is too old to say (before 4.11): entering will tell.
 fn is_network(fd: &OwnedFd) -> bool {
     // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory of ours; the descriptor is open.
@@ -175,8 +211,9 @@ mod tests {
         let inside = here.run(|| Netns::current().unwrap().identity()).unwrap();
         assert_eq!(inside, here.identity());
         assert_eq!(
-            Netns::open("/proc/self/ns/net").unwrap().identity(),
+            Netns::open("/proc/thread-self/ns/net").unwrap().identity(),
             here.identity()
         );
+        here.enter().unwrap();
     }
 }

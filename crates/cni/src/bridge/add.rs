@@ -82,8 +82,7 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
             hairpin: config.hairpin,
             isolated: config.isolated,
         };
-        let attached = host.attach_port(peer, (config.bridge, bridge.index), options);
-        let (port, bridge_now) = attached.map_err(|e| {
+        host.attach_port(peer, bridge.index, options).map_err(|e| {
             Failure::internal(format!(
                 "failed to connect {:?} to bridge {}: {}",
                 peer.as_str(),
@@ -91,14 +90,7 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
                 kernel_text(&e)
             ))
         })?;
-        let mut result = AddResult {
-            interfaces: vec![
-                interface(&config.bridge, bridge_now.link.mac, ""),
-                interface(&peer, port.link.mac, ""),
-                interface(&ifname, link.mac, &call.env.netns),
-            ],
-            ..AddResult::default()
-        };
+        let mut result = AddResult::default();
         if config.ipam.is_empty() {
             if !config.leave_down {
                 pod.raise_flags(link.index, UP).map_err(|e| {
@@ -118,7 +110,7 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
                 second_default::warn(&mut pod, call, link.index);
             }
             if config.is_gateway {
-                ensure_gateway(&mut host, &config, bridge.index, &result)?;
+                ensure_gateway(&mut host, &config, &bridge, &result)?;
             }
             if config.ip_masq {
                 let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
@@ -127,25 +119,34 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
                 masquerade::setup(&masquerade, &addresses)?;
             }
         }
+        let lookup = |e| {
+            Failure::internal(format!(
+                "failed to lookup {:?}: {}",
+                peer.as_str(),
+                kernel_text(&e)
+            ))
+        };
+        let (mut port, bridge) = host.port_and_bridge(peer, config.bridge).map_err(lookup)?;
         if !config.leave_down {
-            let port = host.wait_operational(peer, PORT_LIMIT).map_err(|e| {
-                Failure::internal(format!(
-                    "failed to lookup {:?}: {}",
-                    peer.as_str(),
-                    kernel_text(&e)
-                ))
-            })?;
+            if port.state != OperState::Up {
+                port = host.wait_operational(peer, PORT_LIMIT).map_err(lookup)?;
+            }
             if port.state != OperState::Up {
                 return Err(Failure::internal(format!(
                     "bridge port in error state: {}",
                     port.state
                 )));
             }
+            if bridge.state != OperState::Up {
+                // Its first port gives the bridge its carrier; until that has settled, the gateway does not answer.
+                let _ = host.wait_operational(config.bridge, PORT_LIMIT);
+            }
         }
-        if bridge_now.state != OperState::Up && !config.leave_down {
-            // Its first port gives the bridge its carrier; until that has settled, the gateway does not answer.
-            let _ = host.wait_operational(config.bridge, PORT_LIMIT);
-        }
+        result.interfaces = vec![
+            interface(&config.bridge, bridge.link.mac, ""),
+            interface(&peer, port.link.mac, ""),
+            interface(&ifname, link.mac, &call.env.netns),
+        ];
         if !config.dns.is_empty() {
             result.dns = config.dns.clone();
         }
@@ -206,9 +207,24 @@ fn make_pair(
     mac: Option<Mac>,
     owner: &Owner,
 ) -> Result<(Rtnl, ObservedLink, LinkName), Failure> {
-    let mut pod = sides
-        .inside(Rtnl::open)?
-        .map_err(|e| Failure::internal(e.to_string()))?;
+    sides.inside(|| {
+        let mut pod = Rtnl::open().map_err(|e| Failure::internal(e.to_string()))?;
+        let (link, peer) = find_pair(sides, &mut pod, host, config, name, mac, owner)?;
+        set_detection(config, name);
+        Ok((pod, link, peer))
+    })?
+}
+
+/// Makes the pair under a name for the host's end that is not taken.
+fn find_pair(
+    sides: &Sides,
+    pod: &mut Rtnl,
+    host: &mut Rtnl,
+    config: &Config,
+    name: LinkName,
+    mac: Option<Mac>,
+    owner: &Owner,
+) -> Result<(ObservedLink, LinkName), Failure> {
     for attempt in 0..NAME_ATTEMPTS {
         let peer = match attempt {
             0 => host_end(owner)?,
@@ -230,7 +246,7 @@ fn make_pair(
             mtu: config.mtu,
         };
         match pod.add_veth(&pair) {
-            Ok(link) => return Ok((pod, link, peer)),
+            Ok(link) => return Ok((link, peer)),
             Err(e) if e.is_exists() => {
                 if matches!(host.port_by_name(peer), Ok(Some(_))) {
                     continue;
@@ -318,7 +334,9 @@ fn configure(
 ) -> Result<(), Failure> {
     let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
     let v6 = addresses.iter().any(|a| a.addr().is_ipv6());
-    sides.inside(|| set_parameters(config, ifname, v6))??;
+    if v6 {
+        sides.inside(|| enable_ipv6(ifname))??;
+    }
     let gateway = |family: Family| {
         let of_family = |gateway: &IpAddr| Family::of(*gateway) == family;
         result.ips.iter().filter_map(|ip| ip.gateway).find(of_family)
@@ -410,18 +428,22 @@ fn describe(route: &Route, asked: &PodRoute, ifname: LinkName) -> String {
     )
 }
 
-/// Parameters of the container's link; to be called in its namespace.
-fn set_parameters(config: &Config, ifname: LinkName, v6: bool) -> Result<(), Failure> {
+/// Duplicate address detection of the container's link; to be called in its namespace.
+fn set_detection(config: &Config, ifname: LinkName) {
     // Without IPv6 in the kernel these do not exist, which is no hindrance.
+    if config.ipam.is_empty() {
+        return;
+    }
     if config.detection {
         let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/enhanced_dad"), "1");
         let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "1");
     } else {
         let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "0");
     }
-    if !v6 {
-        return Ok(());
-    }
+}
+
+/// Readies the container's link for IPv6 addresses; to be called in its namespace.
+fn enable_ipv6(ifname: LinkName) -> Result<(), Failure> {
     for link in ["lo", ifname.as_str()] {
         let name = format!("net/ipv6/conf/{link}/disable_ipv6");
         match sysctl::read(&name) {

@@ -43,7 +43,7 @@ pub fn ensure_bridge(host: &mut Rtnl, config: &Config) -> Result<ObservedLink, F
             get(host)?.ok_or_else(|| failed("it was removed as soon as it was made".to_owned()))?
         }
     };
-    let mut link = seen.link;
+    let link = seen.link;
     if &*link.kind != "bridge" {
         return Err(failed(format!(
             "{:?} already exists but is not a bridge",
@@ -52,29 +52,34 @@ pub fn ensure_bridge(host: &mut Rtnl, config: &Config) -> Result<ObservedLink, F
     }
     // We want to own the routes of this link.
     let _ = sysctl::write(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
-    if config.is_gateway && !config.ipam.is_empty() && !has_own_mac(name, &link) {
-        let mac = match link.mac.filter(|mac| mac.0 != [0; 6]) {
-            Some(mac) => mac,
-            None => random_mac().map_err(|e| failed(files::errno_text(e)))?,
-        };
-        let change = LinkChange {
-            mac: Some(mac),
-            ..LinkChange::default()
-        };
-        host.set_link(link.index, change).map_err(|e| {
-            Failure::internal(format!(
-                "failed to set bridge addr: could not set bridge's mac: {}",
-                kernel_text(&e)
-            ))
-        })?;
-        link.mac = Some(mac);
-    }
     let wanted = UP | if config.promisc { PROMISC } else { 0 };
     if link.flags & wanted != wanted {
         host.raise_flags(link.index, wanted)
             .map_err(|e| failed(kernel_text(&e)))?;
     }
     Ok(link)
+}
+
+/// Sets the bridge's hardware address to what it is, so that it stays when ports come and go.
+fn keep_mac(host: &mut Rtnl, bridge: &ObservedLink) -> Result<(), Failure> {
+    if has_own_mac(bridge.name, bridge) {
+        return Ok(());
+    }
+    let failed = |why: String| {
+        Failure::internal(format!(
+            "failed to set bridge addr: could not set bridge's mac: {why}"
+        ))
+    };
+    let mac = match bridge.mac.filter(|mac| mac.0 != [0; 6]) {
+        Some(mac) => mac,
+        None => random_mac().map_err(|e| failed(files::errno_text(e)))?,
+    };
+    let change = LinkChange {
+        mac: Some(mac),
+        ..LinkChange::default()
+    };
+    host.set_link(bridge.index, change)
+        .map_err(|e| failed(kernel_text(&e)))
 }
 
 /// The bridge's hardware address was set and so does not change with its ports (`NET_ADDR_SET`).
@@ -103,12 +108,12 @@ fn random_mac() -> Result<Mac, rustix::io::Errno> {
 pub fn ensure_gateway(
     host: &mut Rtnl,
     config: &Config,
-    bridge: u32,
+    bridge: &ObservedLink,
     result: &AddResult,
 ) -> Result<(), Failure> {
     let failed = |why: String| Failure::internal(format!("failed to set bridge addr: {why}"));
     let have = host
-        .addresses(bridge)
+        .addresses(bridge.index)
         .map_err(|e| failed(format!("could not get list of IP addresses: {}", kernel_text(&e))))?;
     for family in Family::BOTH {
         let of_family = |net: &IpNet| Family::of_net(*net) == family;
@@ -136,7 +141,7 @@ pub fn ensure_gateway(
                         config.bridge.as_str()
                     )));
                 }
-                host.delete_address(bridge, other).map_err(|e| {
+                host.delete_address(bridge.index, other).map_err(|e| {
                     failed(format!(
                         "could not remove IP address from {:?}: {}",
                         config.bridge.as_str(),
@@ -144,7 +149,8 @@ pub fn ensure_gateway(
                     ))
                 })?;
             }
-            host.add_gateway(bridge, *gateway).map_err(|e| {
+            keep_mac(host, bridge)?;
+            host.add_gateway(bridge.index, *gateway).map_err(|e| {
                 failed(format!(
                     "could not add IP address {gateway} to {:?}: {}",
                     config.bridge.as_str(),

@@ -123,19 +123,19 @@ impl Rtnl {
             .request(&Message::new("set link", link::NEW, 0).raw(&link::header(index, flags, flags)))
     }
 
-    /// Makes a link a port of a bridge, sets it up, and returns port and bridge as they are then, in one conversation.
+    /// Makes a link a port of the bridge with this index and sets it up, in one conversation.
     pub fn attach_port(
         &mut self,
         port: LinkName,
-        bridge: (LinkName, u32),
+        bridge: u32,
         options: PortOptions,
-    ) -> Result<(ObservedPort, ObservedPort), NetlinkError> {
+    ) -> Result<(), NetlinkError> {
         let of_port = |verb, flags| {
             Message::new(verb, link::NEW, 0)
                 .raw(&link::header(0, flags, flags))
                 .text(IFLA_IFNAME, port.as_str())
         };
-        let attach = of_port("attach port", link::UP).u32(IFLA_MASTER, bridge.1);
+        let attach = of_port("attach port", link::UP).u32(IFLA_MASTER, bridge);
         let set = of_port("set port options", 0).nest(IFLA_LINKINFO, |info| {
             info.attribute(IFLA_INFO_SLAVE_KIND, b"bridge")
                 .nest(IFLA_INFO_SLAVE_DATA, |data| {
@@ -148,10 +148,21 @@ impl Rtnl {
                     }
                 })
         });
-        let messages = [attach, set, link::get_message(port), link::get_message(bridge.0)];
+        self.socket().pipeline([attach, set]).into_iter().collect()
+    }
+
+    /// A port and its bridge as they are, in one conversation.
+    ///
+    /// Asking makes newer kernels settle a pending change of carrier: the port's first, on which the bridge's depends.
+    pub fn port_and_bridge(
+        &mut self,
+        port: LinkName,
+        bridge: LinkName,
+    ) -> Result<(ObservedPort, ObservedPort), NetlinkError> {
+        let messages = [link::get_message(port), link::get_message(bridge)];
         let mut seen = [None, None];
         let outcomes = self.socket().pipeline_get(messages, |position, reply| {
-            if let Some(place) = position.checked_sub(2).and_then(|i| seen.get_mut(i)) {
+            if let Some(place) = seen.get_mut(position) {
                 *place = read_port(reply);
             }
         });
@@ -159,7 +170,7 @@ impl Rtnl {
         match seen {
             [Some(port), Some(bridge)] => Ok((port, bridge)),
             _ => Err(NetlinkError::new(
-                "attach port",
+                "get link",
                 Fault::Malformed,
                 Errno::PROTO,
                 "the kernel shows no link",
