@@ -12,7 +12,7 @@ use sha2::{Digest, Sha512};
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::host_local::store::Owner;
-use crate::netfilter::{self, restore, run, save};
+use crate::netfilter::{self, list, restore, run, save};
 
 /// Longest comment nft takes, in bytes.
 const NFT_COMMENT: usize = 128;
@@ -169,7 +169,7 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
             Err(e) => e,
         };
         // The chain is there: another attachment of the container, or an ADD that was cut off.
-        let Some(present) = save(v6).map_err(|_| refused.clone())? else {
+        let Some(present) = list(v6, &[&chain, "POSTROUTING"]).map_err(|_| refused.clone())? else {
             return Err(refused);
         };
         let mut lines: Vec<String> = wanted
@@ -223,7 +223,9 @@ fn iptables_teardown(
                 Err(_) => {}
             }
         }
-        let Some(present) = save(v6)? else { continue };
+        let Some(present) = list(v6, &[&chain, "POSTROUTING"])? else {
+            continue;
+        };
         let lines = leftovers(&present, &chain, &of_family, others);
         if !lines.is_empty() {
             restore(v6, &lines)?;

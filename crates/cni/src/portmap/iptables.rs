@@ -8,13 +8,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::bridge::masquerade::hash;
-use crate::netfilter::{restore, save};
+use crate::netfilter::{list, restore, save};
 use crate::portmap::config::{Config, Mapping};
 use crate::portmap::presence;
 
 const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
 const MASQ: &str = "CNI-HOSTPORT-MASQ";
+/// Where versions long ago had what [`MASQ`] does now.
+const SNAT: &str = "CNI-HOSTPORT-SNAT";
 /// Ports of one multiport match.
 const PORTS: usize = 15;
 /// Longest comment, in bytes.
@@ -184,7 +186,7 @@ pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
         return done.map(drop).ok_or_else(|| not_installed(v6));
     }
     // Chains by themselves first: declaring one that is there would empty it.
-    let present = save(v6)?.ok_or_else(|| not_installed(v6))?;
+    let present = list(v6, &[DNAT, SETMARK, MASQ, &own])?.ok_or_else(|| not_installed(v6))?;
     let has = |name: &str| present.lines().any(|line| line.starts_with(&format!(":{name} ")));
     let mut chains = vec![DNAT];
     if shared.iter().any(|Shared(at, _, _)| *at == SETMARK) {
@@ -262,7 +264,7 @@ pub fn unforward(config: &Config) -> Result<(), String> {
             }
         }
         // Something is missing, or the ports are others than those of the ADD.
-        match save(v6) {
+        match list(v6, &[DNAT, SNAT, &own, &old]) {
             Ok(Some(present)) => {
                 usable = true;
                 for chain in [&own, &old] {

@@ -320,9 +320,9 @@ fn del_when_iptables_is_of_the_old_kind_removes_ports_that_are_not_in_it() {
     let folder = host.path("old");
     std::fs::create_dir(&folder).unwrap();
     for program in ["iptables", "ip6tables"] {
-        for verb in ["restore", "save"] {
-            let target = format!("/usr/sbin/{program}-legacy-{verb}");
-            std::os::unix::fs::symlink(target, format!("{folder}/{program}-{verb}")).unwrap();
+        for verb in ["", "-restore", "-save"] {
+            let target = format!("/usr/sbin/{program}-legacy{verb}");
+            std::os::unix::fs::symlink(target, format!("{folder}/{program}{verb}")).unwrap();
         }
     }
     let path = format!("{folder}:/usr/sbin:/usr/bin:/sbin:/bin");
