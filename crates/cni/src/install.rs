@@ -24,8 +24,11 @@ pub const ALL: &[&str] = &[
     "bandwidth",
 ];
 
-/// By this the executable is known, whatever its version; the two halves stand together in nothing else.
+/// By this the executable is known, whatever its version: these two with [`BETWEEN`] between them, which stand together in nothing
+/// else, the programs that look for it included.
 pub const MARK: [&[u8]; 2] = [b"flannel-cni executable ", b"7b1f0c52e9d84a36"];
+/// See [`MARK`].
+pub const BETWEEN: u8 = 0x1f;
 
 /// What an installation has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -199,24 +202,26 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// The file is our executable, of any version.
 pub fn is_ours(path: &Path) -> io::Result<bool> {
-    let mark = MARK.concat();
-    let Some(first) = mark.first() else {
-        return Ok(false);
-    };
     let mut file = match File::open(path) {
         // A symlink that leads nowhere.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
-    let mut bytes = Vec::new();
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no file"));
     }
+    let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
+    let [before, after] = MARK;
+    let is_mark = |at: &[u8]| {
+        let rest = at.strip_prefix(before);
+        let rest = rest.and_then(|rest| rest.strip_prefix(&[BETWEEN]));
+        rest.is_some_and(|rest| rest.starts_with(after))
+    };
     let mut rest = bytes.as_slice();
-    while let Some(at) = rest.iter().position(|b| b == first) {
+    while let Some(at) = rest.iter().position(|b| before.first() == Some(b)) {
         rest = rest.get(at..).unwrap_or_default();
-        if rest.starts_with(&mark) {
+        if is_mark(rest) {
             return Ok(true);
         }
         rest = rest.get(1..).unwrap_or_default();

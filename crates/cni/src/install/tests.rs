@@ -18,8 +18,22 @@ impl Room {
     /// An executable of ours.
     fn version(&self, number: u32) -> PathBuf {
         let file = self.folder.path().join(format!("flannel-cni-{number}"));
-        let ours = [b"\x7fELF ff", MARK[0], MARK[1], number.to_string().as_bytes()].concat();
+        let ours = [
+            b"\x7fELF ff",
+            MARK[0],
+            &[BETWEEN],
+            MARK[1],
+            number.to_string().as_bytes(),
+        ]
+        .concat();
         std::fs::write(&file, ours).unwrap();
+        file
+    }
+
+    /// What a program that looks for the mark may hold.
+    fn seeker(&self) -> PathBuf {
+        let file = self.folder.path().join("flannelctl");
+        std::fs::write(&file, [MARK[0], MARK[1], MARK[0]].concat()).unwrap();
         file
     }
 
@@ -49,6 +63,7 @@ fn install_when_others_are_there_keeps_them_and_uninstall_gives_back_what_was_re
         room.foreign(name, &format!("Go's {name}"));
     }
     let ours = room.version(1);
+    assert!(is_ours(&ours).unwrap() && !is_ours(&room.seeker()).unwrap());
     let installed = install(&ours, &bin, DEFAULT, false).unwrap();
     assert_eq!(installed.done, [bin.join("flannel")]);
     assert_eq!(
