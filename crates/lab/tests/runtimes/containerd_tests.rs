@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::containerd::{Container, Containerd};
 use crate::machine::wait;
 use crate::place::Place;
-use crate::world::{World, flannel_list, one, portmap};
+use crate::world::{World, flannel_list, one, portmap, shipped_list};
 
 /// Ports that no runtime gives but the list itself: libcni leaves what is there when it has nothing to put.
 fn fixed_ports() -> Value {
@@ -171,7 +171,7 @@ fn container_when_nobody_deletes_its_network_is_kept_while_it_lives_and_collecte
 #[test]
 fn containers_when_plugins_are_changed_under_ctr_stay_reachable_and_are_removed_by_the_others() {
     let world = World::start();
-    world.add_network(&flannel_list("cbr0", &[portmap()]));
+    world.add_network(&shipped_list());
     let machine = &world.machines[0];
     let (containerd, distant) = (Containerd::start(machine), Containerd::start(&world.machines[1]));
     let distant = distant.run("distant");
@@ -186,14 +186,17 @@ fn containers_when_plugins_are_changed_under_ctr_stay_reachable_and_are_removed_
             );
         }
     };
-    for ours_come in [true, false] {
-        let (install, change): (&dyn Fn(), &dyn Fn()) = match ours_come {
-            true => (&|| machine.install_go(), &|| machine.install_ours()),
-            false => (&|| machine.install_ours(), &|| machine.uninstall_ours()),
-        };
-        install();
+    // What Go's leave of our index stays: those rounds are the last.
+    for (ours_come, all) in [(true, true), (true, false), (false, true), (false, false)] {
+        match ours_come {
+            true => machine.uninstall_ours(),
+            false => machine.install_ours(all),
+        }
         let old = containerd.run("old");
-        change();
+        match ours_come {
+            true => machine.install_ours(all),
+            false => machine.uninstall_ours(),
+        }
         let new = containerd.run("new");
         reachable(&old.place);
         reachable(&new.place);

@@ -123,7 +123,7 @@ fn pods_when_containerd_is_killed_and_plugins_are_changed_meanwhile_are_removed_
     let world = World::start();
     let machine = &world.machines[0];
     world.add_network(&flannel_list("cbr0", &[portmap(), limits()]));
-    machine.install_go();
+    machine.uninstall_ours();
     let kubernetes = Kubernetes::start(machine);
     let before = warm(&kubernetes, machine);
     let pods = [
@@ -136,7 +136,7 @@ fn pods_when_containerd_is_killed_and_plugins_are_changed_meanwhile_are_removed_
     // One pod loses its shim, then all of them containerd.
     machine.kill(&["containerd-shim", &pods[1].id]);
     machine.kill(&["containerd -c "]);
-    machine.install_ours();
+    machine.install_ours(false);
     let kubernetes = Kubernetes::start(machine);
     let address = one(&pods[0].place, "eth0", 6);
     assert_eq!(machine.place().get(address, 80, "name"), "one");

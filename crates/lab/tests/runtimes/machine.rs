@@ -278,7 +278,7 @@ pub const LARGE: usize = 1_000_000;
 pub fn wait(what: &str, mut missing: impl FnMut() -> Option<String>) {
     let start = Instant::now();
     while let Some(lack) = missing() {
-        assert!(start.elapsed() < Duration::from_secs(30), "{what}: {lack}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}: {lack}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use lab::rig::executables;
 
@@ -63,27 +62,26 @@ impl Machine {
         self.put("flannel", GO_FLANNEL.as_bytes());
     }
 
-    /// Ours by every name it knows; what else is there stays, and what was in its place is kept.
-    pub fn install_ours(&self) {
-        self.flannelctl(&["install", "--all", "--replace"]);
+    /// Ours over them, by every name it knows or, as is the default, by that of `flannel` alone.
+    pub fn install_ours(&self, all: bool) {
+        let mut words = vec!["flannelctl", "cni", "install", "--dir", "/usr/lib/cni"];
+        words.extend(if all { &["--all", "--replace"][..] } else { &[] });
+        self.run(&words).unwrap();
+        assert!(self.is_ours("flannel"));
+        assert_eq!(self.is_ours("bridge"), all);
     }
 
-    /// What was there before ours.
+    /// Debian's back.
     pub fn uninstall_ours(&self) {
-        self.flannelctl(&["uninstall"]);
-        let there = fs::read(self.node.path(&format!("{PLUGIN_FILES}/flannel"))).unwrap();
-        assert!(there == GO_FLANNEL.as_bytes(), "Go's is not back");
+        self.run(&["flannelctl", "cni", "uninstall", "--dir", "/usr/lib/cni"])
+            .unwrap();
+        assert!(OURS.iter().all(|name| !self.is_ours(name)));
     }
 
-    fn flannelctl(&self, arguments: &[&str]) {
-        let output = Command::new(executables().unwrap().join("flannelctl"))
-            .arg("cni")
-            .args(arguments)
-            .arg("--dir")
-            .arg(self.node.path(PLUGIN_FILES))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
+    fn is_ours(&self, name: &str) -> bool {
+        let size = |path: &std::path::Path| fs::metadata(path).unwrap().len();
+        let executable = executables().unwrap().join("flannel-cni");
+        size(&self.node.path(&format!("{PLUGIN_FILES}/{name}"))) == size(&executable)
     }
 
     /// A recorder before every plugin of ours, which writes down verb, name and interface.

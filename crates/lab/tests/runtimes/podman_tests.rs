@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::place::{Echo, Place};
 use crate::podman::Podman;
-use crate::world::{World, flannel_list, portmap};
+use crate::world::{World, flannel_list, portmap, shipped_list};
 
 /// A container that came and went: what it leaves for good (chains that all share, bridges) is there from now on.
 fn warm(podman: &Podman<'_>, network: &str) -> Vec<String> {
@@ -23,7 +23,7 @@ fn one(place: &Place, family: u8) -> IpAddr {
 #[test]
 fn containers_when_podman_starts_them_on_two_hosts_talk_with_full_size_packets() {
     let world = World::start();
-    world.add_network(&flannel_list("cbr0", &[portmap()]));
+    world.add_network(&shipped_list());
     let (first, second) = (Podman::new(&world.machines[0]), Podman::new(&world.machines[1]));
     let before = [warm(&first, "cbr0"), warm(&second, "cbr0")];
     let one = first.run("one", &["--network", "cbr0"]);
@@ -135,7 +135,7 @@ fn ports_when_podman_publishes_them_answer_from_everywhere_they_should() {
     for (network, ours) in [("cbr0", true), ("nft", true), ("cbr0", false)] {
         let before = warm(&podman, network);
         if !ours {
-            podman.0.install_go();
+            podman.0.uninstall_ours();
         }
         let name = if ours { "server" } else { "of-go" };
         assert_ports(&world, network, name);
@@ -258,31 +258,37 @@ fn container_when_its_conmon_is_killed_is_removed_whole() {
 #[test]
 fn containers_when_plugins_are_changed_under_them_stay_reachable_and_are_removed_by_the_others() {
     let world = World::start();
-    world.add_network(&flannel_list("cbr0", &[portmap()]));
+    world.add_network(&shipped_list());
     let distant = Podman::new(&world.machines[1]).run("distant", &["--network", "cbr0"]);
     let podman = Podman::new(&world.machines[0]);
     let (machine, outside) = (podman.0, world.outside());
     let before = warm(&podman, "cbr0");
-    for ours_come in [true, false] {
-        let (install, change): (&dyn Fn(), &dyn Fn()) = match ours_come {
-            true => (&|| machine.install_go(), &|| machine.install_ours()),
-            false => (&|| machine.install_ours(), &|| machine.uninstall_ours()),
-        };
-        install();
+    // What Go's leave of our index stays: those rounds are the last.
+    for (ours_come, all) in [(true, true), (true, false), (false, true), (false, false)] {
+        match ours_come {
+            true => machine.uninstall_ours(),
+            false => machine.install_ours(all),
+        }
         let old = podman.run("old", &["--network", "cbr0", "-p", "8180:80"]);
         let older = podman.run("older", &["--network", "cbr0", "-p", "8181:80"]);
-        change();
+        match ours_come {
+            true => machine.install_ours(all),
+            false => machine.uninstall_ours(),
+        }
         let new = podman.run("new", &["--network", "cbr0", "-p", "8182:80"]);
         for (place, port) in [(&old, 8180), (&older, 8181), (&new, 8182)] {
             for family in [4, 6] {
-                let what = format!("{} in family {family}, ours come: {ours_come}", place.name);
+                let what = format!(
+                    "{} in family {family}, ours come: {ours_come}, all: {all}",
+                    place.name
+                );
                 assert_eq!(distant.get(one(place, family), 80, "name"), place.name, "{what}");
                 let heard = outside.get(world.address(1, family), port, "name");
                 assert_eq!(heard, place.name, "{what}");
             }
         }
         assert_ne!(one(&old, 4), one(&new, 4));
-        // Stopped by what made it not, started again by that, and removed.
+        // Stopped by those that did not make it, started by them, stopped by them.
         podman.call(&["restart", "-t", "0", "older"]).unwrap();
         let older = podman.place("older");
         assert_eq!(distant.get(one(&older, 4), 80, "name"), "older");

@@ -39,6 +39,15 @@ pub fn flannel_list(name: &str, more: &[Value]) -> Value {
     list
 }
 
+/// The list we ship.
+pub fn shipped_list() -> Value {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../packaging/cni/10-flannel.conflist"
+    );
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
 impl World {
     /// Dual stack over vxlan; the plugins are ours, put over Debian's.
     pub fn start() -> World {
@@ -48,7 +57,7 @@ impl World {
         let machines: Vec<Machine> = (1..=2).map(|host| Machine::start(&rig.lab, host)).collect();
         for machine in &machines {
             machine.install_go();
-            machine.install_ours();
+            machine.install_ours(true);
             wait("a healthy daemon", || {
                 machine
                     .node
