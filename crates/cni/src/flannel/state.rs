@@ -170,7 +170,16 @@ impl State {
         let fresh = files::create_new(&own, &self.ifname, text.as_bytes(), 0o600)
             .map_err(|e| self.fail("open", &self.container, e))?;
         if !fresh {
-            return Ok(Begun::Repeated);
+            let legacy = rustix::fs::statat(&self.folder, &self.container, AtFlags::SYMLINK_NOFOLLOW);
+            if legacy.err() != Some(Errno::NOENT) {
+                return Ok(Begun::Repeated);
+            }
+            // Go's plugin has deleted what we had added, and it knows its own file only.
+            let fail = |e| self.fail("open", &self.container, e);
+            self.forget_chain()?;
+            files::remove(&own, FOREIGN).map_err(fail)?;
+            files::remove(&own, &self.ifname).map_err(fail)?;
+            files::create_new(&own, &self.ifname, text.as_bytes(), 0o600).map_err(fail)?;
         }
         let made = files::create_new(&self.folder, &self.container, text.as_bytes(), 0o600)
             .map_err(|e| self.fail("open", &self.container, e))?;

@@ -94,6 +94,21 @@ fn p17_state_when_added_twice_is_kept_until_the_second_has_worked() {
 }
 
 #[test]
+fn c9_state_when_go_deleted_what_we_added_is_whole_again_with_the_next_add() {
+    let room = Room::new();
+    room.begin("eth0", "{1}");
+    std::fs::remove_file(room.0.path().join("flannel/c1")).unwrap();
+    assert_eq!(room.begin("eth0", "{2}"), Begun::Fresh);
+    assert_eq!(
+        room.legacy().as_deref(),
+        Some("{2}"),
+        "what Go's plugin needs for the next change"
+    );
+    assert_eq!(room.del("eth0", false), own("{2}"));
+    assert!(room.is_empty());
+}
+
+#[test]
 fn c5_state_when_go_made_one_attachment_and_we_the_other_serves_both() {
     for order in [["eth0", "net1"], ["net1", "eth0"]] {
         let room = Room::new();
