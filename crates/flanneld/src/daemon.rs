@@ -23,12 +23,11 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::cache::Source;
-use crate::engine::subnet_env::EnvKeeper;
-use crate::engine::{Engine, Setup, report::Reporter};
+use crate::engine::{Engine, report::Reporter};
 use crate::firewall::{self, Rules};
 use crate::flags::Options;
 use crate::interface;
-use crate::mailbox::{Command, Mailbox};
+use crate::mailbox::{Command, Mailbox, Setup};
 use crate::state_dir::{State, StateDir};
 use crate::truth::{Cached, Truth, wall_clock};
 
@@ -326,7 +325,8 @@ impl Daemon {
             backend: plan::backend(&node.network.backend)?,
             node,
             ownership,
-            env: EnvKeeper::new(self.options.subnet_file.clone(), env),
+            subnet_file: self.options.subnet_file.clone(),
+            env,
             cached,
         });
         Ok(())

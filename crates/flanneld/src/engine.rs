@@ -9,11 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric::diff::{Conflict, Difference, Part, diff};
-use fabric::lease::{Snapshot, Update};
-use fabric::node::Node;
+use fabric::lease::Update;
 use fabric::object::{Key, LinkName, Op};
 use fabric::ownership::Ownership;
-use fabric::plan::Backend;
 use fabric::world::{Touched, World};
 use kernel::{Host, Interest, Kernel, KernelError, Scope};
 use tracing::{error, info, warn};
@@ -22,7 +20,7 @@ use crate::engine::patience::{Pace, Patience};
 use crate::engine::report::Reporter;
 use crate::engine::standing::Census;
 use crate::engine::subnet_env::EnvKeeper;
-use crate::mailbox::{Command, Mailbox};
+use crate::mailbox::{Command, Mailbox, Setup};
 
 mod direct;
 pub mod patience;
@@ -44,21 +42,6 @@ const RETRY_DUMP: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(5);
 /// The loop shows that it is alive at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-
-/// What the engine works on: made anew when the lease, the config or the underlay changes.
-#[derive(Debug)]
-pub struct Setup {
-    /// How leases become objects.
-    pub backend: Box<dyn Backend>,
-    /// This node.
-    pub node: Node,
-    /// What it may touch.
-    pub ownership: Ownership,
-    /// The subnet file it keeps.
-    pub env: EnvKeeper,
-    /// What the registry said to an earlier process: good to serve from until it says something to this one.
-    pub cached: Option<Snapshot>,
-}
 
 /// What the leases that are worked on are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -285,9 +268,11 @@ impl<H: Host> Engine<H> {
             backend,
             node,
             mut ownership,
+            subnet_file,
             env,
             cached,
         } = setup;
+        let env = EnvKeeper::new(subnet_file, env);
         let mut links = backend.links(&node.network);
         links.extend(
             ownership

@@ -5,18 +5,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::lease::{Delta, Lease, Rejected, Snapshot, Subnet, Update};
+use fabric::node::Node;
+use fabric::ownership::Ownership;
+use fabric::plan::Backend;
+use fabric::subnet_env::SubnetEnv;
 use ipnet::IpNet;
 use kernel::poll::Waker;
 use tokio::sync::oneshot;
 
-use crate::engine::Setup;
-
 /// The engine answers between two steps, and a step with ten thousand peers takes a second at most.
 const LONGEST_ANSWER: Duration = Duration::from_secs(20);
+
+/// What the engine works on: made anew when the lease, the config or the underlay changes.
+#[derive(Debug)]
+pub struct Setup {
+    /// How leases become objects.
+    pub backend: Box<dyn Backend>,
+    /// This node.
+    pub node: Node,
+    /// What it may touch.
+    pub ownership: Ownership,
+    /// The subnet file it keeps.
+    pub subnet_file: PathBuf,
+    /// What shall stand in it.
+    pub env: SubnetEnv,
+    /// What the registry said to an earlier process: good to serve from until it says something to this one.
+    pub cached: Option<Snapshot>,
+}
 
 /// A question or an order to the engine.
 #[derive(Debug)]

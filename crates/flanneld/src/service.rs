@@ -22,8 +22,6 @@ use crate::{http, socket};
 
 /// A service manager that waits for readiness is told to go on waiting this often.
 const WAITING_PERIOD: Duration = Duration::from_secs(10);
-/// The engine comes round every five seconds at the latest; silent for longer, it is stuck.
-pub const LONGEST_SILENCE: Duration = Duration::from_secs(20);
 
 /// A predecessor that was just killed has its port and its socket until its last thread has left the kernel.
 const PREDECESSOR_ENDS: Duration = Duration::from_secs(2);
@@ -238,7 +236,7 @@ async fn report(mut truth: Truth, notifier: &Notifier) -> std::convert::Infallib
         } else if !ready {
             notices.push(Notice::ExtendTimeout(WAITING_PERIOD * 3));
         }
-        if watchdog.is_some() && truth.reporter().silence() < LONGEST_SILENCE {
+        if watchdog.is_some() && truth.reporter().is_alive() {
             notices.push(Notice::Watchdog);
         }
         tell(notifier, &notices);

@@ -10,7 +10,6 @@ use registry::Registry;
 use crate::http::{Later, Subject};
 use crate::mailbox::{Command, Mailbox};
 use crate::metrics::Numbers;
-use crate::service::LONGEST_SILENCE;
 use crate::truth::Truth;
 
 /// Joins what is asked of the parts.
@@ -25,7 +24,7 @@ pub struct Whole {
 
 impl Subject for Whole {
     fn is_alive(&self) -> bool {
-        self.truth.reporter().silence() < LONGEST_SILENCE
+        self.truth.reporter().is_alive()
     }
 
     fn reasons(&self) -> Vec<String> {

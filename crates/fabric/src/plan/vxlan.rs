@@ -177,7 +177,7 @@ impl Backend for Config {
                     _ => None,
                 });
             let published = || peer_mac(own?.data_of(family)).ok();
-            let derived = || derive_mac(&space.network, &subnet.of(family)?, self.vni, family);
+            let derived = || Some(derive_mac(&space.network, &subnet.of(family)?, self.vni, family));
             device.filter(is_usable).or_else(published).or_else(derived)
         };
         Identity {
@@ -286,7 +286,7 @@ fn is_usable(mac: &Mac) -> bool {
 ///
 /// FNV-1a over the text with a finaliser (splitmix64): stable across versions and machines, which is all that is asked of
 /// it. Locally administered, unicast.
-fn derive_mac(network: &IpNet, subnet: &IpNet, vni: u32, family: Family) -> Option<Mac> {
+fn derive_mac(network: &IpNet, subnet: &IpNet, vni: u32, family: Family) -> Mac {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in format!("{network} {subnet} {vni} {family}").bytes() {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -294,5 +294,5 @@ fn derive_mac(network: &IpNet, subnet: &IpNet, vni: u32, family: Family) -> Opti
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let [_, _, a, b, c, d, e, f] = (hash ^ (hash >> 31)).to_be_bytes();
-    Some(Mac([(a & 0xfe) | 0x02, b, c, d, e, f]))
+    Mac([(a & 0xfe) | 0x02, b, c, d, e, f])
 }

@@ -93,6 +93,8 @@ pub struct Engagement<'a> {
     pub took: Duration,
 }
 
+/// The loop comes round every five seconds at the latest; silent for longer, it is stuck.
+const LONGEST_SILENCE: Duration = Duration::from_secs(20);
 /// Longest list of names in a status; there may be thousands of failures with one cause.
 pub(super) const NAMED: usize = 50;
 
@@ -128,6 +130,11 @@ impl Reporter {
     pub fn silence(&self) -> Duration {
         let beat = Duration::from_millis(self.0.beat_millis.load(Ordering::Relaxed));
         self.0.started.elapsed().saturating_sub(beat)
+    }
+
+    /// Whether the loop comes round as it should.
+    pub fn is_alive(&self) -> bool {
+        self.silence() < LONGEST_SILENCE
     }
 
     fn change(&self, change: impl FnOnce(&mut Standing)) {

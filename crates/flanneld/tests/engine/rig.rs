@@ -14,10 +14,9 @@ use fabric::ownership::Ownership;
 use fabric::plan;
 use fabric::subnet_env::SubnetEnv;
 use fabric::world::World;
+use flanneld::engine::Engine;
 use flanneld::engine::report::{Reporter, Standing};
-use flanneld::engine::subnet_env::EnvKeeper;
-use flanneld::engine::{Engine, Setup};
-use flanneld::mailbox::{Command, Mailbox};
+use flanneld::mailbox::{Command, Mailbox, Setup};
 use kernel::memory::Memory;
 
 pub const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -145,7 +144,6 @@ impl Rig {
             mtu: 1450,
             ipmasq: false,
         };
-        let env = EnvKeeper::new(self.env_path(), env);
         self.mailbox.set_up(Setup {
             backend,
             node,
@@ -154,6 +152,7 @@ impl Rig {
                 networks,
                 former_leases,
             },
+            subnet_file: self.env_path(),
             env,
             cached,
         });
