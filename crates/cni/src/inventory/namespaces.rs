@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kernel::netns::{Netns, NetnsError};
@@ -25,6 +26,8 @@ struct Walk {
     paths: BTreeMap<u64, Vec<PathBuf>>,
     /// Addresses around processes whose namespace may not be opened.
     told: Vec<(PathBuf, Vec<IpAddr>)>,
+    /// Their tables, by inode: each namespace has its own.
+    tables: BTreeSet<u64>,
     /// What the walk could not look at.
     hidden: Vec<String>,
 }
@@ -37,6 +40,7 @@ impl Seen {
         mut tell: impl FnMut(&Path, Option<&Netns>, &[IpAddr]),
     ) -> Unseen {
         let mut unseen = Unseen::default();
+        let mut gone_before = BTreeSet::new();
         for _ in 0..ROUNDS {
             let walk = walk(with_descriptors);
             unseen = Unseen {
@@ -46,6 +50,7 @@ impl Seen {
             for (path, addresses) in &walk.told {
                 tell(path, None, addresses);
             }
+            let mut gone = BTreeSet::new();
             for (inode, paths) in &walk.paths {
                 if self.0.contains(inode) {
                     continue;
@@ -56,15 +61,18 @@ impl Seen {
                         self.0.insert(*inode);
                     }
                     Err(Closed::Gone(why)) => {
-                        unseen.passing = true;
+                        gone.insert(*inode);
                         unseen.why.push(why);
                     }
                     Err(Closed::Refused(why)) => unseen.why.push(why),
                 }
             }
+            // What is out of reach again and again is so for good.
+            unseen.passing = gone != gone_before;
             if !unseen.passing {
                 break;
             }
+            gone_before = gone;
         }
         unseen
     }
@@ -203,6 +211,10 @@ impl Walk {
     fn guarded(&mut self, process: &Path) -> io::Result<()> {
         for thread in std::fs::read_dir(process.join("task"))?.flatten() {
             let net = thread.path().join("net");
+            let table = std::fs::metadata(net.join("fib_trie"))?.ino();
+            if !self.tables.insert(table) {
+                continue;
+            }
             let read = |name: &str| std::fs::read_to_string(net.join(name));
             let mut addresses = local_addresses(&read("fib_trie")?);
             match read("if_inet6") {
