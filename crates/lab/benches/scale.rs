@@ -1,6 +1,6 @@
 //! How flannel scales with leases: one host, a real etcd, and as many peers as asked for that are only leases.
 //!
-//! `cargo xtask bench scale [--json] [--leases N,...] [--repeat N]`. Seconds run from exec to the last route, seen in the
+//! `cargo xtask bench scale [--json] [--leases N,...] [--repeat N] [--audit]`. Seconds run from exec to the last route, seen in the
 //! kernel's own count (`/proc/net/fib_triestat`), which costs no process and almost no time to read.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // A bench is run by people and stops at the first thing that is wrong.
@@ -37,12 +37,13 @@ fn main() {
         None => SIZES.to_vec(),
     };
     let repeat: usize = value("--repeat").map_or(3, |n| n.parse().unwrap());
+    let audited = arguments.iter().any(|a| a == "--audit");
     let as_json = arguments.iter().any(|a| a == "--json");
     let (mut results, mut good) = (Vec::new(), true);
     for backend in ["vxlan", "host-gw"] {
         for leases in &sizes {
             say(&format!("{backend}, {leases} leases"));
-            results.push(measure(backend, *leases, repeat));
+            results.push(measure(backend, *leases, repeat, audited));
         }
     }
     let mut out = std::io::stdout().lock();
@@ -165,7 +166,7 @@ fn clean(rig: &Rig, base: usize) {
     );
 }
 
-fn measure(backend: &str, leases: usize, repeat: usize) -> Value {
+fn measure(backend: &str, leases: usize, repeat: usize, audited: bool) -> Value {
     let mut wish = Wish::of(Families::V4, json!({ "Type": backend })).hosts(1);
     wish.config["Network"] = json!("10.0.0.0/8");
     wish.config["SubnetMin"] = json!("10.250.0.0");
@@ -177,6 +178,7 @@ fn measure(backend: &str, leases: usize, repeat: usize) -> Value {
         gateway.put(chunk).unwrap();
     }
     let base = prefixes(&rig.lab);
+    let mut audits = vec![];
     let (mut seconds, mut cpu, mut memory, mut peak, mut requests) = (vec![], vec![], vec![], vec![], vec![]);
     for _ in 0..repeat {
         clean(&rig, base);
@@ -195,6 +197,11 @@ fn measure(backend: &str, leases: usize, repeat: usize) -> Value {
         cpu.push(time);
         memory.push(now);
         peak.push(most);
+        if audited && audits.is_empty() {
+            // The first comes within 75 s.
+            std::thread::sleep(Duration::from_secs(80));
+            audits.push(cost(&daemon).1);
+        }
         requests.push((calls(&mut gateway) - before) as f64);
         daemon.stop(Duration::from_secs(10));
     }
@@ -206,6 +213,7 @@ fn measure(backend: &str, leases: usize, repeat: usize) -> Value {
     "budget": BUDGETS.iter().find(|b| b.0 == backend && b.1 == leases).map(|b| b.2),
         "cpu seconds": median(cpu),
         "rss MiB": median(memory),
+        "rss MiB after an audit": audits.first(),
         "peak MiB": median(peak),
         "requests at start": median(requests),
         "complete": complete,
