@@ -150,6 +150,12 @@ impl Daemon {
         if served {
             state = self.state_dir.load();
             info!("the registry answers: what it says replaces what the cache said");
+            let before = self.truth.situation().lease.map(|lease| lease.subnet);
+            if let Some(lost) = before.filter(|before| *before != held.lease.subnet.to_string()) {
+                warn!(
+                    "subnet {lost}, served from the cache, is not ours any more; pods with its addresses are cut off"
+                );
+            }
         }
         let attributes = |subnet: &Subnet, own: Option<&Attributes>| ground.attributes(subnet, own);
         let wanted = Wanted {

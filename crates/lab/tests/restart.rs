@@ -439,6 +439,39 @@ fn cache_of_another_network_or_address_is_not_served_from() {
 }
 
 #[test]
+fn subnet_out_of_the_cache_is_yielded_when_the_registry_says_that_it_is_anothers() {
+    let mut rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(1)).unwrap();
+    healthy(&rig);
+    cached(&rig);
+    let subnet = rig.subnet(1, 4).unwrap();
+    let host = rig.lab.host(1);
+    host.shell("nft 'add table ip away; add chain ip away out { type filter hook output priority 0; }; add rule ip away out tcp dport 2379 drop'").unwrap();
+    reboot(&mut rig);
+    rig.restart(1, &[]).unwrap();
+    rig.settle("the same subnet", &Some(subnet), |lab| {
+        Ok(lab.env(1).ok().and_then(|env| env.subnet_of(4)))
+    })
+    .unwrap();
+    // The lease ended while this host was away, as far as the registry is concerned, and another host was given it.
+    let other = lab::rig::vxlan_lease("198.18.0.77", None, "02:00:00:00:00:77", None);
+    let key = format!("{}-{}", subnet.addr(), subnet.prefix_len());
+    rig.put_lease(&key, &other).unwrap();
+    rig.lab.host(1).shell("nft delete table ip away").unwrap();
+    healthy(&rig);
+    assert_ne!(rig.subnet(1, 4).unwrap(), subnet);
+    let route = routes(rig.lab.host(1), 4)
+        .unwrap()
+        .into_iter()
+        .find(|r| r.destination() == Some(subnet));
+    assert_eq!(
+        route.map(|r| r.dev),
+        Some("flannel.1".to_owned()),
+        "it leads to its new owner"
+    );
+    assert!(rig.daemons[0].log().contains("is not ours any more"));
+}
+
+#[test]
 fn cache_is_written_seldom_while_leases_change_often() {
     let rig = Rig::alone(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(1)).unwrap();
     healthy(&rig);
