@@ -228,6 +228,11 @@ fn gone(name: LinkName) -> kernel::NetlinkError {
 pub fn del(call: &Call) -> Result<(), Failure> {
     let mut host = Rtnl::open().map_err(said)?;
     let [shared, own] = devices(call)?;
+    // Which of the two it is the result of the ADD tells: the shared one may be another attachment's.
+    let previous = parse(call).ok().and_then(|config| config.previous);
+    if previous.is_some_and(|p| p.interfaces.iter().any(|i| i.name == own.as_str())) {
+        return host.delete_link_by_name(own).map(drop).map_err(said);
+    }
     if !host.delete_link_by_name(own).map_err(said)? {
         host.delete_link_by_name(shared).map_err(said)?;
     }

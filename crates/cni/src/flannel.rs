@@ -20,6 +20,7 @@ use crate::flannel::netconf::{Delegate, NetConf};
 use crate::flannel::state::{Begun, Saved, State};
 use crate::host_local;
 use crate::json::{self, Object};
+use crate::sweep;
 
 pub use gc::gc;
 
@@ -41,15 +42,25 @@ enum Way {
 pub fn add(call: &Call) -> Result<String, Failure> {
     let load = |e: String| Failure::internal(format!("failed to load flannel netconf file: {e}"));
     let conf = NetConf::load(call).map_err(load)?;
-    let env = load_env(&conf)?;
-    let delegate = netconf::build(&conf, &env)?;
+    let result = attach(call, &conf)?;
+    sweep::when_due(&conf);
+    Ok(result)
+}
+
+fn attach(call: &Call, conf: &NetConf) -> Result<String, Failure> {
+    let env = load_env(conf)?;
+    let delegate = netconf::build(conf, &env)?;
     let chain = Chain::of(call)?;
     let state = State::create(&conf.data_dir, &call.env.container_id, &call.env.ifname)?;
     let legacy = matches!(state.load()?, Saved::Legacy(_));
     let begun = state.begin(&delegate.text)?;
-    let outcome = match way(call, &delegate.kind, &delegate.config) {
-        Way::Native => add_native(call, &conf, &delegate),
+    let run = || match way(call, &delegate.kind, &delegate.config) {
+        Way::Native => add_native(call, conf, &delegate),
         Way::Exec => add_by_exec(call, &delegate, begun == Begun::Fresh && !legacy),
+    };
+    let outcome = match run() {
+        Err((failure, true)) if host_local::is_exhaustion(&failure) && sweep::make_room(conf) => run(),
+        outcome => outcome,
     };
     let outcome = match (outcome, chain) {
         (Ok(result), Some(chain)) => {

@@ -19,6 +19,8 @@ use crate::host_local::ranges::{Range, RangeSet};
 use crate::host_local::store::{Owner, Store};
 use crate::result::{AddResult, IpConfig};
 
+/// In the message of the failure of an ADD that found no address free, Go's host-local's and ours.
+const EXHAUSTED: &str = "no IP addresses available in range set";
 /// Holders that an error about an exhausted pool names.
 const HOLDERS_NAMED: usize = 5;
 /// Addresses of a pool that are looked for in other networks, for that error.
@@ -71,7 +73,7 @@ pub fn status(call: &Call) -> Result<(), Failure> {
         let all = all.iter().flatten();
         let held: std::collections::HashSet<IpAddr> = all.flat_map(|(_, ips)| ips.iter().copied()).collect();
         if set.candidates(last).all(|(ip, _)| held.contains(&ip)) {
-            let msg = format!("no IP addresses available in range set: {set}");
+            let msg = format!("{EXHAUSTED}: {set}");
             let hint =
                 "`flannelctl ipam list` shows who holds them, `flannelctl ipam gc` frees those of dead pods";
             return Err(Failure::new(Code::NotAvailable, msg).with_details(hint));
@@ -93,6 +95,11 @@ pub fn gc(call: &Call) -> Result<(), Failure> {
         store.release(&owner, &[])?;
     }
     Ok(())
+}
+
+/// An ADD failed because no address was free.
+pub fn is_exhaustion(failure: &Failure) -> bool {
+    failure.msg.contains(EXHAUSTED)
 }
 
 /// The attachment a call is about.
@@ -207,7 +214,7 @@ fn take<'a>(
 
 /// The error of a pool without a free address; its details say who holds it, and how to get rid of the dead.
 fn exhausted(store: &mut Store, set: &RangeSet, siblings: Option<&Siblings>) -> Failure {
-    let failure = Failure::internal(format!("no IP addresses available in range set: {set}"));
+    let failure = Failure::internal(format!("{EXHAUSTED}: {set}"));
     let Ok(all) = store.all() else { return failure };
     let held = all
         .iter()

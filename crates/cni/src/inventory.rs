@@ -24,7 +24,7 @@ use crate::host_local::config::DATA_DIR;
 use crate::host_local::store::Owner;
 use crate::json::parse_ip;
 
-pub use collect::{Freed, Traces, free};
+pub use collect::{Freed, free};
 pub use networks::{Network, Pool};
 pub(crate) use sight::beyond_doors;
 
@@ -110,13 +110,22 @@ pub struct Inventory {
     pub doubts: Vec<String>,
 }
 
-/// Takes stock. Changes nothing.
+/// Takes stock. Changes nothing. Where a pod is just being made or taken away it looks again, for a second at most.
 pub fn look(place: &Place) -> Result<Inventory, FileError> {
+    look_up_to(LOOKS, place)
+}
+
+/// As [`look`], once: what is passing stays unknown.
+pub fn glance(place: &Place) -> Result<Inventory, FileError> {
+    look_up_to(1, place)
+}
+
+fn look_up_to(most: u32, place: &Place) -> Result<Inventory, FileError> {
     let mut looks = 1;
     loop {
         let (names, mut reservations) = read(&place.data_dir)?;
         let judged = judge(place, &mut reservations);
-        if judged.passing && looks < LOOKS {
+        if judged.passing && looks < most {
             looks += 1;
             std::thread::sleep(BETWEEN_LOOKS);
             continue;

@@ -27,5 +27,6 @@ pub mod plugin;
 pub mod portmap;
 pub mod process;
 pub mod result;
+pub mod sweep;
 pub mod sysctl;
 pub mod version;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use cni::host_local::store::Owner;
-use cni::inventory::{self, Inventory, Network, Place, Pool, Reservation, State, Traces};
+use cni::inventory::{self, Inventory, Network, Place, Pool, Reservation, State};
 use serde_json::{Value, json};
 
 use crate::arguments::{Arguments, Ended, Grammar};
@@ -345,16 +345,12 @@ fn gc(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         }
     }
     let mut done = Done::default();
-    let traces = match read.has("dry-run") || dead.is_empty() {
-        true => Traces::default(),
-        false => Traces::read(),
-    };
     for ((network, _), attachment) in dead {
         if read.has("dry-run") {
             done.freed.extend(attachment.into_iter().cloned());
             continue;
         }
-        match inventory::free(&place, &attachment, flannels(network), &traces) {
+        match inventory::free(&place, &attachment, flannels(network)) {
             Ok(freed) => {
                 let gone = attachment.iter().filter(|r| freed.addresses.contains(&r.address));
                 let gone: Vec<Reservation> = gone.map(|r| (*r).clone()).collect();

@@ -27,28 +27,36 @@ pub fn del(call: &Call) -> Result<(), Failure> {
         None
     };
     let mut addresses = remove_link(call, config.bridge.as_str())?;
+    let mut hints: Vec<IpAddr> = Vec::new();
     if let Some(ipam) = &native {
         // Known from the store also where the link is gone.
         let reserved = held(call, ipam)?;
-        let hints: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+        hints.extend(addresses.iter().map(IpNet::addr));
         let ranges = |ip: &IpAddr| ipam.sets.iter().find_map(|set| set.range_for(*ip));
         for ip in reserved.iter().filter(|ip| !hints.contains(ip)) {
             let length = ranges(ip).map_or(IpNet::from(*ip).prefix_len(), |range| range.subnet.prefix_len());
             addresses.extend(IpNet::new(*ip, length).ok());
         }
-        host_local::release(&ipam.data_dir, &ipam.network, &host_local::owner_of(call), &hints)?;
-    } else if !config.ipam.is_empty() {
-        delegate::run(&config.ipam, Verb::Del, &call.stdin, &call.env)?;
     }
-    if config.ip_masq && !config.ipam.is_empty() {
+    let unmasquerade = || -> Result<(), Failure> {
+        if !config.ip_masq || config.ipam.is_empty() {
+            return Ok(());
+        }
         let others = match &native {
             Some(ipam) if addresses.is_empty() => others(call, &ipam.data_dir)?,
             _ => Vec::new(),
         };
         let masquerade = Masquerade::of(call, config.masq_backend.as_deref());
-        masquerade::teardown(&masquerade, &addresses, &others)?;
+        masquerade::teardown(&masquerade, &addresses, &others)
+    };
+    // The reservation last: as long as it is there, whoever looks for what the dead have left finds the rest by it.
+    let unmasqueraded = unmasquerade();
+    if let Some(ipam) = &native {
+        host_local::release(&ipam.data_dir, &ipam.network, &host_local::owner_of(call), &hints)?;
+    } else if !config.ipam.is_empty() {
+        delegate::run(&config.ipam, Verb::Del, &call.stdin, &call.env)?;
     }
-    Ok(())
+    unmasqueraded
 }
 
 /// Removes what a container has here when its configuration is not known: reservations in a network's store, masquerading (where
@@ -70,17 +78,16 @@ pub fn clean_up(
         addresses = remove_link(call, bridge)?;
     }
     addresses.extend(reserved.iter().map(|ip| IpNet::from(*ip)));
+    let unmasquerade = |backend: Option<String>| -> Result<(), Failure> {
+        let others = match addresses.as_slice() {
+            [] => others(call, data_dir)?,
+            _ => Vec::new(),
+        };
+        masquerade::teardown(&Masquerade::of(call, backend.as_deref()), &addresses, &others)
+    };
+    let unmasqueraded = masquerading.map_or(Ok(()), unmasquerade);
     host_local::release(data_dir, &call.name, &owner, &[])?;
-    match masquerading {
-        Some(backend) => {
-            let others = match addresses.as_slice() {
-                [] => others(call, data_dir)?,
-                _ => Vec::new(),
-            };
-            masquerade::teardown(&Masquerade::of(call, backend.as_deref()), &addresses, &others)
-        }
-        None => Ok(()),
-    }
+    unmasqueraded
 }
 
 /// Addresses of the container's other attachments in the network, whose masquerading has to stay.

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::files::FileError;
 use crate::flannel::state::{Saved, State as SavedState};
 use crate::host_local::store::Store;
-use crate::{bandwidth, flannel, netfilter, portmap};
+use crate::{bandwidth, flannel, portmap};
 
 /// What became of an attachment's reservations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,55 +21,12 @@ pub struct Freed {
     pub left: Vec<String>,
 }
 
-/// What containers may have left in the firewall, read once.
-#[derive(Debug, Default)]
-pub struct Traces {
-    iptables: String,
-    nft: String,
-}
-
-impl Traces {
-    /// Reads the tables that published ports are in. One that is not there holds nothing.
-    pub fn read() -> Traces {
-        let mut traces = Traces::default();
-        for v6 in [false, true] {
-            traces
-                .iptables
-                .push_str(&netfilter::save(v6).ok().flatten().unwrap_or_default());
-            let family = if v6 { "ip6" } else { "ip" };
-            let listed = netfilter::run("nft", &["list", "table", family, "cni_hostport"], "");
-            traces.nft.push_str(&listed.ok().flatten().unwrap_or_default());
-        }
-        traces
-    }
-
-    /// The ways in which ports of a container are published.
-    fn of(&self, network: &str, container: &str) -> Vec<&'static str> {
-        let chain = portmap::iptables::chain(network, container);
-        let comment = format!("comment \"{container}\"");
-        let found = [
-            ("iptables", self.iptables.contains(&chain)),
-            ("nftables", self.nft.contains(&comment)),
-        ];
-        found
-            .into_iter()
-            .filter(|(_, there)| *there)
-            .map(|(name, _)| name)
-            .collect()
-    }
-}
-
 /// Frees reservations of one attachment in one network, looked at once more under the network's lock: what has changed hands since
 /// it was judged stays.
 ///
 /// `flannels`: what flannel's plugin and its companions have made for the attachment goes along, as by a runtime's DEL: its saved
 /// configuration, masquerading, published ports, limits.
-pub fn free(
-    place: &Place,
-    attachment: &[&Reservation],
-    flannels: bool,
-    traces: &Traces,
-) -> Result<Freed, FileError> {
+pub fn free(place: &Place, attachment: &[&Reservation], flannels: bool) -> Result<Freed, FileError> {
     let Some(first) = attachment.first() else {
         return Ok(Freed::default());
     };
@@ -90,7 +47,7 @@ pub fn free(
     if flannels && is_plain_name(&first.owner.container) && !first.owner.ifname.is_empty() {
         // Each of these takes the lock itself. Until the reservation goes nobody can get the address, nor its holder another.
         drop(store);
-        for done in detach(place, first, traces) {
+        for done in detach(place, first) {
             left.extend(done.err().map(|failure| failure.to_string()));
         }
         match Store::open(&place.data_dir, &first.network)? {
@@ -120,16 +77,9 @@ fn stands(store: &Store, it: &Reservation) -> bool {
 }
 
 /// What a runtime's DEL of the attachment would do, in the order it would.
-fn detach(place: &Place, it: &Reservation, traces: &Traces) -> Vec<Result<(), Failure>> {
+fn detach(place: &Place, it: &Reservation) -> Vec<Result<(), Failure>> {
     let mut done = Vec::new();
-    for backend in traces.of(&it.network, &it.owner.container) {
-        // Any port will do: the rules are found by the container.
-        let config = json!({
-            "backend": backend,
-            "runtimeConfig": { "portMappings": [{ "hostPort": 1, "containerPort": 1, "protocol": "tcp" }] },
-        });
-        done.push(call(it, config).and_then(|call| portmap::del(&call)));
-    }
+    done.push(call(it, json!({})).and_then(|call| portmap::del(&call)));
     done.push(call(it, json!({})).and_then(|call| bandwidth::del(&call)));
     let config = json!({
         "subnetFile": place.subnet_file,

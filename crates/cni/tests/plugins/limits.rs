@@ -78,14 +78,17 @@ fn c13c_limits_when_set_on_two_attachments_of_a_container_do_not_meet() {
     for order in [["eth0", "net1"], ["net1", "eth0"]] {
         let mut host = Host::new();
         let results = ["eth0", "net1"].map(|ifname| (ifname, attach(&mut host, ifname)));
-        for (ifname, result) in &results {
-            let add = call(&mut host, "ADD", ifname, result, LIMITS);
-            host.run(&add).ok();
-        }
+        let results = results.map(|(ifname, result)| {
+            let add = call(&mut host, "ADD", ifname, &result, LIMITS);
+            (ifname, host.run(&add).ok().json())
+        });
         assert_eq!(devices(&host).len(), 2);
         for (left, ifname) in [(1, order[0]), (0, order[1])] {
             let (ifname, result) = results.iter().find(|(name, _)| *name == ifname).unwrap();
             let del = call(&mut host, "DEL", ifname, result, LIMITS);
+            host.run(&del).ok();
+            assert_eq!(devices(&host).len(), left);
+            // Doubled, it takes nothing of the other's.
             host.run(&del).ok();
             assert_eq!(devices(&host).len(), left);
         }

@@ -374,3 +374,241 @@ fn gc_when_only_portmap_and_bandwidth_are_called_needs_a_reservation_to_know_who
     let lost: Vec<_> = foreign.difference(&everything(&host)).cloned().collect();
     assert_eq!(lost, Vec::<String>::new());
 }
+
+/// A subnet of five addresses, all taken by containers with ports and limits whose namespaces are gone. No other test has these
+/// addresses: an address that is in use anywhere on the machine is nobody's garbage.
+fn fill_with_the_dead(host: &mut Host, firewall: Firewall) {
+    host.subnet_env("10.244.0.0/16", "10.244.61.1/29", "", "", true);
+    for (i, container) in DEAD.into_iter().enumerate() {
+        attach(host, firewall, (i + 1, container, "eth0"));
+    }
+    bury(host, DEAD.len());
+}
+
+const DEAD: [&str; 5] = ["dead1", "dead2", "dead3", "dead4", "dead5"];
+
+/// As a restart of the machine leaves them: namespaces and their links are gone, files are old.
+fn bury(host: &mut Host, count: usize) {
+    for i in 1..=count {
+        host.remove_pod(i);
+    }
+    wait(host, "links of removed namespaces to go", |host| {
+        !host
+            .links()
+            .iter()
+            .any(|l| l.starts_with("veth") && l != "vethdeadbeef")
+    });
+    for container in DEAD {
+        age(host, container);
+    }
+}
+
+fn wait(host: &mut Host, what: &str, mut done: impl FnMut(&mut Host) -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !done(host) {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "waiting for {what}: {:#?}",
+            everything(host)
+        );
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+/// ADD of a container that nothing was ever known of.
+fn add_new(host: &mut Host, firewall: Firewall) -> crate::rig::Answer {
+    let stdin = flannel(host, firewall, "");
+    let add = call(host, "flannel", "ADD", (8, "new", "eth0"), stdin);
+    host.run(&add)
+}
+
+fn del_new(host: &mut Host, firewall: Firewall) {
+    let stdin = flannel(host, firewall, "");
+    let del = call(host, "flannel", "DEL", (8, "new", "eth0"), stdin);
+    host.run(&del).ok();
+}
+
+/// An ADD that sweeps. Where other tests' containers are just coming or going, it cannot tell, and it takes another.
+fn sweep_again(host: &mut Host, firewall: Firewall) -> bool {
+    let _ = std::fs::remove_file(host.path("subnet.env.swept"));
+    for container in DEAD {
+        age(host, container);
+    }
+    add_new(host, firewall).ok();
+    del_new(host, firewall);
+    of_the_dead(host).is_empty()
+}
+
+/// Without what ports and limits leave for everybody.
+fn of_the_dead(host: &Host) -> Vec<String> {
+    let all = everything(host).into_iter();
+    let ids =
+        |l: &String| DEAD.iter().any(|d| l.contains(d)) || l.contains("10.244.6") || l.contains("link bwp");
+    all.filter(ids)
+        .filter(|l| !l.contains("10.88.") && !l.contains("bwp0123456789ab"))
+        .collect()
+}
+
+#[test]
+fn add_when_the_dead_hold_every_address_frees_them_and_works() {
+    for firewall in FIREWALLS {
+        let mut host = Host::new();
+        fill_with_the_dead(&mut host, firewall);
+        make_foreign(&host);
+        // Not the time to sweep, but there is no room.
+        assert!(host.exists("subnet.env.swept"));
+        assert!(of_the_dead(&host).len() > 5 * 4, "{:#?}", of_the_dead(&host));
+        let mut said = String::new();
+        wait(&mut host, "room", |host| {
+            let answer = add_new(host, firewall);
+            said.clone_from(&answer.stderr);
+            answer.status == 0
+        });
+        assert!(
+            said.contains("that containers have left which are gone: 10.244.61."),
+            "{said}"
+        );
+        del_new(&mut host, firewall);
+        wait(&mut host, "the rest to go", |host| {
+            of_the_dead(host).is_empty() || sweep_again(host, firewall)
+        });
+        assert!(host.exists("networks/podman/10.88.0.2") && host.exists("flannel/ofothers"));
+        assert!(host.links().contains(&"bwp0123456789ab".to_owned()));
+    }
+}
+
+#[test]
+fn add_when_the_living_hold_every_address_fails_and_names_them() {
+    let firewall = FIREWALLS[0];
+    let mut host = Host::new();
+    host.subnet_env("10.244.0.0/16", "10.244.62.1/29", "", "", true);
+    for (i, container) in DEAD.into_iter().enumerate() {
+        attach(&mut host, firewall, (i + 1, container, "eth0"));
+        age(&host, container);
+    }
+    let before = everything(&host);
+    // Also where only a part of the machine is to be seen, as in a container with a process namespace of its own.
+    for wrapper in ["", "unshare --pid --fork --mount-proc"] {
+        let stdin = flannel(&host, firewall, "");
+        let mut add = call(&mut host, "flannel", "ADD", (8, "new", "eth0"), stdin);
+        let file = host.path("wrapper");
+        std::fs::write(
+            &file,
+            format!("#!/bin/sh\nexec {wrapper} {}\n", add.program.display()),
+        )
+        .unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        add.program = file.into();
+        let answer = host.run(&add);
+        let (code, msg) = answer.failure();
+        assert!(
+            code == 999 && msg.contains("no IP addresses available in range set: 10.244.62.1-10.244.62.6"),
+            "{msg}"
+        );
+        let details = answer.json()["details"].as_str().unwrap().to_owned();
+        assert!(details.contains("10.244.62.2 by dead1 eth0"), "{details}");
+        assert_same(&before, &everything(&host), wrapper);
+    }
+}
+
+#[test]
+fn add_when_it_is_the_first_since_the_machine_was_started_sweeps_and_the_next_does_not() {
+    let firewall = FIREWALLS[1];
+    let mut host = Host::new();
+    host.subnet_env(
+        "10.244.0.0/16",
+        "10.244.63.1/24",
+        "fd00:10:244::/56",
+        "fd00:10:244:63::1/64",
+        true,
+    );
+    for (i, container) in DEAD.into_iter().enumerate() {
+        attach(&mut host, firewall, (i + 1, container, "eth0"));
+    }
+    bury(&mut host, DEAD.len());
+    make_foreign(&host);
+    let dead = of_the_dead(&host);
+    // The mark of the first ADD is there.
+    add_new(&mut host, firewall).ok();
+    del_new(&mut host, firewall);
+    assert_eq!(of_the_dead(&host), dead);
+    // With the machine's start /run is emptied.
+    wait(&mut host, "a sweep", |host| sweep_again(host, firewall));
+    assert!(host.exists("networks/podman/10.88.0.2") && host.exists("flannel/ofothers"));
+    // Long after the last time is as good.
+    attach(&mut host, firewall, (1, "dead1", "eth0"));
+    bury(&mut host, 1);
+    wait(&mut host, "a sweep", |host| {
+        host.exec(&["touch", "-d", "1 hour ago", &host.path("subnet.env.swept")]);
+        add_new(host, firewall).ok();
+        del_new(host, firewall);
+        of_the_dead(host).is_empty()
+    });
+}
+
+#[test]
+fn add_when_it_is_killed_while_it_sweeps_leaves_what_the_next_one_takes() {
+    let firewall = FIREWALLS[1];
+    let mut host = Host::new();
+    host.subnet_env(
+        "10.244.0.0/16",
+        "10.244.64.1/24",
+        "fd00:10:244::/56",
+        "fd00:10:244:64::1/64",
+        true,
+    );
+    // What the sweep is finished by; all else a DEL does is killed in the tests of `kill`.
+    let changing = "unlinkat,rmdir";
+    let trace = host.path("trace");
+    let traced = |host: &mut Host, options: &str| {
+        let stdin = flannel(host, firewall, "");
+        let mut add = call(host, "flannel", "ADD", (8, "new", "eth0"), stdin);
+        let file = host.path("tracer");
+        let script = format!(
+            "#!/bin/sh\nexec strace -qq -o {trace} -e trace={changing} {options} {}\n",
+            add.program.display()
+        );
+        std::fs::write(&file, script).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        add.program = file.into();
+        host.run(&add)
+    };
+    let die = |host: &mut Host| {
+        attach(host, firewall, (1, "dead1", "eth0"));
+        bury(host, 1);
+        let _ = std::fs::remove_file(host.path("subnet.env.swept"));
+    };
+    let calls = |host: &Host| -> Vec<String> {
+        let names = host.read("trace");
+        let names = names.lines().filter_map(|line| line.split_once('('));
+        names.map(|(name, _)| name.to_owned()).collect()
+    };
+    add_new(&mut host, firewall).ok();
+    del_new(&mut host, firewall);
+    traced(&mut host, "").ok();
+    let ordinary = calls(&host).len();
+    del_new(&mut host, firewall);
+    let mut sweeping = Vec::new();
+    wait(&mut host, "a sweep to look at", |host| {
+        die(host);
+        traced(host, "").ok();
+        sweeping = calls(host);
+        del_new(host, firewall);
+        of_the_dead(host).is_empty()
+    });
+    assert!(sweeping.len() > ordinary + 3, "{ordinary} {}", sweeping.len());
+    for at in ordinary..sweeping.len() {
+        let name = &sweeping[at];
+        let count = sweeping[..=at].iter().filter(|n| *n == name).count();
+        die(&mut host);
+        traced(&mut host, &format!("-e inject={name}:signal=KILL:when={count}"));
+        wait(
+            &mut host,
+            &format!("a sweep after one that was killed at {name} number {count}"),
+            |host| {
+                del_new(host, firewall);
+                sweep_again(host, firewall)
+            },
+        );
+    }
+}
