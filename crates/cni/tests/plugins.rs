@@ -6,12 +6,16 @@ mod rig;
 
 #[path = "plugins/attachments.rs"]
 mod attachments;
+#[path = "plugins/budget.rs"]
+mod budget;
 #[path = "plugins/byte_results.rs"]
 mod byte_results;
 #[path = "plugins/calls.rs"]
 mod calls;
 #[path = "plugins/chain.rs"]
 mod chain;
+#[path = "plugins/conformance_table.rs"]
+mod conformance_table;
 #[path = "plugins/go.rs"]
 mod go;
 #[path = "plugins/golden.rs"]
@@ -38,6 +42,8 @@ mod multus_seed;
 mod ports;
 #[path = "plugins/power_cut.rs"]
 mod power_cut;
+#[path = "plugins/reference_suite.rs"]
+mod reference_suite;
 #[path = "plugins/status.rs"]
 mod status;
 #[path = "plugins/sweep.rs"]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fabric::object::{Family, LinkName, Mac};
 use ipnet::IpNet;
+use kernel::nl::Fault;
 use kernel::rtnl::Rtnl;
 use kernel::rtnl::bridge::{OperState, PortOptions};
 use kernel::rtnl::link::{ObservedLink, UP};
@@ -206,12 +207,17 @@ fn make_pair(
     name: LinkName,
     mac: Option<Mac>,
     owner: &Owner,
-) -> Result<(Rtnl, ObservedLink, LinkName), Failure> {
-    sides.inside(|| {
+) -> Result<(Rtnl, ObservedLink, LinkName), AddFailure> {
+    let made = sides.inside(|| {
         let mut pod = Rtnl::open().map_err(|e| Failure::internal(e.to_string()))?;
         let (link, peer) = find_pair(sides, &mut pod, host, config, name, mac, owner)?;
         set_detection(config, name);
         Ok((pod, link, peer))
+    });
+    // There may be no way back once the pair is there.
+    made.map_err(|failure| AddFailure {
+        failure,
+        clean: false,
     })?
 }
 
@@ -224,7 +230,7 @@ fn find_pair(
     name: LinkName,
     mac: Option<Mac>,
     owner: &Owner,
-) -> Result<(ObservedLink, LinkName), Failure> {
+) -> Result<(ObservedLink, LinkName), AddFailure> {
     for attempt in 0..NAME_ATTEMPTS {
         let peer = match attempt {
             0 => host_end(owner)?,
@@ -251,21 +257,21 @@ fn find_pair(
                 if matches!(host.port_by_name(peer), Ok(Some(_))) {
                     continue;
                 }
-                return Err(Failure::internal(format!(
-                    "container veth name ({:?}) peer provided ({:?}) already exists",
-                    name.as_str(),
-                    peer.as_str()
-                )));
+                let (name, peer) = (name.as_str(), peer.as_str());
+                let msg = format!("container veth name ({name:?}) peer provided ({peer:?}) already exists");
+                return Err(Failure::internal(msg).into());
             }
             Err(e) => {
-                return Err(Failure::internal(format!(
-                    "failed to make veth pair: {}",
-                    kernel_text(&e)
-                )));
+                let msg = format!("failed to make veth pair: {}", kernel_text(&e));
+                return Err(AddFailure {
+                    failure: Failure::internal(msg),
+                    // Where the answer was lost the pair may be there.
+                    clean: e.fault == Fault::Refused,
+                });
             }
         }
     }
-    Err(Failure::internal("failed to find a unique veth name"))
+    Err(Failure::internal("failed to find a unique veth name").into())
 }
 
 fn run_ipam(

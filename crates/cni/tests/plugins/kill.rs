@@ -246,6 +246,58 @@ fn look_at_devices(host: &Host, died: &dyn Fn() -> String) {
     assert_eq!(left, Vec::<String>::new(), "{}", died());
 }
 
+/// C6: each system call of an ADD fails in turn, the disk being full, memory short or a device broken. What was done
+/// fails in order, not by a panic, and one DEL later nothing is left.
+#[test]
+fn c6_add_when_any_system_call_fails_fails_in_order_and_one_del_removes_the_rest() {
+    const ERRORS: [&str; 3] = ["EIO", "ENOMEM", "ENOSPC"];
+    // The standard library ends the process without them, before anything has been done.
+    const LEFT_ALONE: &[&str] = &[
+        "mmap",
+        "munmap",
+        "mprotect",
+        "brk",
+        "sigaltstack",
+        "rt_sigaction",
+        "poll",
+        // Always closes, whatever it says.
+        "close",
+    ];
+    let mut host = Host::new();
+    let stdin = host.config("cbr0", "");
+    let add = host.call("flannel", "ADD", stdin.clone());
+    let del = host.call("flannel", "DEL", stdin);
+    host.run(&add).ok();
+    host.run(&del).ok();
+    let mut calls = system_calls(&host, &add, At::Each);
+    calls.retain(|(name, _)| !LEFT_ALONE.contains(&name.as_str()));
+    host.run(&del).ok();
+    let mut failed = 0;
+    for (i, (name, count)) in calls.iter().enumerate() {
+        let error = ERRORS[i % ERRORS.len()];
+        let options = format!("-e inject={name}:error={error}:when={count}");
+        let answer = traced(&host, &add, CHILDREN_LIVE, &options);
+        let what = || format!("ADD: {name} number {count} fails with {error}: {answer:?}");
+        assert!(!answer.stderr.contains("panicked"), "{}", what());
+        // 127: not even the loader got it to run.
+        assert!(matches!(answer.status, 0 | 1 | 127 | -1), "{}", what());
+        if answer.status == 1 && !answer.stdout.is_empty() {
+            failed += 1;
+            assert!(!answer.failure().1.is_empty(), "{}", what());
+        }
+        assert_eq!(host.run(&del).status, 0, "{}", what());
+        assert_eq!(host.pod_links(0), Vec::<String>::new(), "{}", what());
+        assert_eq!(host.reservations("cbr0"), [], "{}", what());
+        assert_eq!(host.saved(), Vec::<String>::new(), "{}", what());
+    }
+    assert!(
+        failed > 20,
+        "{failed} of {} calls made it fail in order",
+        calls.len()
+    );
+    host.assert_nothing_left("cbr0");
+}
+
 #[test]
 fn c7_add_when_killed_at_every_system_call_leaves_nothing_after_one_del() {
     kill_flannel("ADD", false, "");
