@@ -24,7 +24,7 @@ use crate::host_local::config::DATA_DIR;
 use crate::host_local::store::Owner;
 use crate::json::parse_ip;
 
-pub use collect::{Freed, free};
+pub use collect::{Freed, detach, free};
 pub use networks::{Network, Pool};
 pub(crate) use sight::beyond_doors;
 

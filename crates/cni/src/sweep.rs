@@ -90,9 +90,11 @@ fn twice(look: impl Fn() -> Result<Inventory, FileError>) -> Option<Inventory> {
     if found.reservations.iter().any(|r| r.state == State::Garbage) {
         std::thread::sleep(BETWEEN_LOOKS);
         let again = look().ok()?;
-        found
-            .reservations
-            .retain(|r| r.state != State::Garbage || again.reservations.contains(r));
+        // It stays in the list: what is not in it counts as without an address, and loses its saved configuration.
+        let doubtful = |r: &&mut Reservation| r.state == State::Garbage && !again.reservations.contains(r);
+        for reservation in found.reservations.iter_mut().filter(doubtful) {
+            reservation.state = State::Unknown;
+        }
     }
     Some(found)
 }
@@ -106,10 +108,14 @@ fn free(place: &Place, network: &str, found: &Inventory) -> bool {
     for r in found.reservations.iter().filter(dead) {
         attachments.entry((&r.network, &r.owner)).or_default().push(r);
     }
-    let mut freed: Vec<String> = Vec::new();
+    let (mut freed, mut failed): (Vec<String>, Vec<String>) = Default::default();
     for attachment in attachments.values() {
-        if let Ok(done) = inventory::free(place, attachment, true) {
-            freed.extend(done.addresses.iter().map(ToString::to_string));
+        match inventory::free(place, attachment, true) {
+            Ok(done) => {
+                freed.extend(done.addresses.iter().map(ToString::to_string));
+                failed.extend(done.left);
+            }
+            Err(e) => failed.push(e.to_string()),
         }
     }
     forget_unreserved(place, network, found);
@@ -124,11 +130,17 @@ fn free(place: &Place, network: &str, found: &Inventory) -> bool {
             freed.join(" ")
         );
     }
+    for why in failed {
+        let _ = writeln!(
+            std::io::stderr(),
+            "something of a container that is gone is left: {why}"
+        );
+    }
     !freed.is_empty()
 }
 
-/// Forgets saved configurations without an address: all that is left of attachments whose DEL, or whose sweep, was cut off at its
-/// end. An attachment that lives all the same needs none for its DEL.
+/// Deletes once more attachments that have a saved configuration but no address: their DEL, or the sweep that took them, was cut off
+/// at its end or could not remove all. An attachment that lives all the same needs no configuration for its own DEL.
 fn forget_unreserved(place: &Place, network: &str, found: &Inventory) {
     let holders: HashSet<&str> = found
         .reservations
@@ -154,12 +166,13 @@ fn forget_unreserved(place: &Place, network: &str, found: &Inventory) {
         if lives || reserves_here(&attachment.text) != Some(true) {
             continue;
         }
+        if !ifname.is_empty() {
+            let _ = inventory::detach(place, network, &Owner::new(&attachment.container, ifname));
+            continue;
+        }
+        // Go's file does not tell the interface.
         if let Ok(Some(state)) = state::State::open(&place.flannel_dir, &attachment.container, ifname) {
-            let saved = match attachment.ifname {
-                Some(_) => Saved::Own(attachment.text),
-                None => Saved::Legacy(attachment.text),
-            };
-            let _ = state.forget(&saved, false);
+            let _ = state.forget(&Saved::Legacy(attachment.text), false);
         }
     }
     // A container's folder that is empty, and not because its ADD has just made it.
@@ -220,5 +233,43 @@ impl Mark {
                 last_modification: at,
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn seen(state: State) -> Inventory {
+        Inventory {
+            reservations: vec![Reservation {
+                network: "cbr0".into(),
+                address: "10.244.7.2".parse().unwrap(),
+                owner: Owner::new("c1", "eth0"),
+                since: SystemTime::UNIX_EPOCH,
+                state,
+                why: state.as_str().into(),
+            }],
+            ..Inventory::default()
+        }
+    }
+
+    #[test]
+    fn garbage_when_the_second_look_doubts_it_still_counts_as_held() {
+        for (second, judged) in [
+            (State::Garbage, State::Garbage),
+            (State::Alive, State::Unknown),
+            (State::Unknown, State::Unknown),
+        ] {
+            let looks = Cell::new(0);
+            let found = twice(|| {
+                looks.set(looks.get() + 1);
+                Ok(seen(if looks.get() == 1 { State::Garbage } else { second }))
+            });
+            let states: Vec<State> = found.unwrap().reservations.iter().map(|r| r.state).collect();
+            assert_eq!((states, looks.get()), (vec![judged], 2));
+        }
     }
 }

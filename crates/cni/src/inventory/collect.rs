@@ -9,7 +9,7 @@ use crate::call::{Call, Environment, Verb, is_plain_name};
 use crate::failure::Failure;
 use crate::files::FileError;
 use crate::flannel::state::{Saved, State as SavedState};
-use crate::host_local::store::Store;
+use crate::host_local::store::{Owner, Store};
 use crate::{bandwidth, flannel, portmap};
 
 /// What became of an attachment's reservations.
@@ -47,9 +47,7 @@ pub fn free(place: &Place, attachment: &[&Reservation], flannels: bool) -> Resul
     if flannels && is_plain_name(&first.owner.container) && !first.owner.ifname.is_empty() {
         // Each of these takes the lock itself. Until the reservation goes nobody can get the address, nor its holder another.
         drop(store);
-        for done in detach(place, first) {
-            left.extend(done.err().map(|failure| failure.to_string()));
-        }
+        left = detach(place, &first.network, &first.owner);
         match Store::open(&place.data_dir, &first.network)? {
             Some(again) => store = again,
             None => {
@@ -76,37 +74,40 @@ fn stands(store: &Store, it: &Reservation) -> bool {
     store.holder(it.address).as_ref() == Some(&it.owner) && written(&file).is_ok_and(|at| at == it.since)
 }
 
-/// What a runtime's DEL of the attachment would do, in the order it would.
-fn detach(place: &Place, it: &Reservation) -> Vec<Result<(), Failure>> {
-    let mut done = Vec::new();
-    done.push(call(it, json!({})).and_then(|call| portmap::del(&call)));
-    done.push(call(it, json!({})).and_then(|call| bandwidth::del(&call)));
+/// Does what a runtime's DEL of the attachment would do, in the order it would; says what could not be removed.
+pub fn detach(place: &Place, network: &str, owner: &Owner) -> Vec<String> {
+    let plain = call(network, owner, json!({}));
     let config = json!({
         "subnetFile": place.subnet_file,
         "dataDir": place.flannel_dir,
         "ipam": { "dataDir": place.data_dir },
     });
-    done.push(call(it, config).and_then(|call| delete(place, it, &call)));
-    done
+    let done = [
+        plain.clone().and_then(|call| portmap::del(&call)),
+        plain.and_then(|call| bandwidth::del(&call)),
+        call(network, owner, config).and_then(|call| delete(place, owner, &call)),
+    ];
+    let failures = done.into_iter().filter_map(Result::err);
+    failures.map(|failure| failure.to_string()).collect()
 }
 
-fn call(it: &Reservation, mut config: Value) -> Result<Call, Failure> {
+fn call(network: &str, owner: &Owner, mut config: Value) -> Result<Call, Failure> {
     if let Some(map) = config.as_object_mut() {
-        map.insert("name".to_owned(), Value::from(it.network.as_str()));
+        map.insert("name".to_owned(), Value::from(network));
         map.insert("cniVersion".to_owned(), Value::from("0.3.1"));
     }
     let env = Environment {
         command: Verb::Del.as_str().to_owned(),
-        container_id: it.owner.container.clone(),
-        ifname: it.owner.ifname.clone(),
+        container_id: owner.container.clone(),
+        ifname: owner.ifname.clone(),
         // Its namespace is gone.
         ..Environment::default()
     };
     Call::check(env, config.to_string().into_bytes())
 }
 
-fn delete(place: &Place, it: &Reservation, call: &Call) -> Result<(), Failure> {
-    let state = SavedState::open(&place.flannel_dir, &it.owner.container, &it.owner.ifname)?;
+fn delete(place: &Place, owner: &Owner, call: &Call) -> Result<(), Failure> {
+    let state = SavedState::open(&place.flannel_dir, &owner.container, &owner.ifname)?;
     if let Some(Saved::Own(bytes) | Saved::Legacy(bytes)) = state.map(|state| state.load()).transpose()? {
         let saved = crate::json::parse(&bytes).unwrap_or_default();
         let kind = saved.get("type").and_then(Value::as_str).unwrap_or("bridge");

@@ -454,7 +454,13 @@ fn flows_when_udp_began_before_the_mapping_are_forgotten() {
                 ("127.0.0.1:5555", "127.0.0.7", 5353),
                 ("0.0.0.0:5555", "192.0.2.1", 5353),
             ] {
-                let socket = UdpSocket::bind(from).unwrap();
+                // A program that another test is just starting has the one before open for a moment.
+                let socket = loop {
+                    match UdpSocket::bind(from) {
+                        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => std::thread::yield_now(),
+                        other => break other.unwrap(),
+                    }
+                };
                 // Nobody listens there, which the second attempt may be told of.
                 let _ = socket.send_to(b"x", (to, port));
             }
