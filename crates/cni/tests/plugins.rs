@@ -1,6 +1,8 @@
 //! The executable in namespaces of its own, judged by `ip`, `bridge`, `iptables-save`, `nft` and the files it leaves.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+#[path = "plugins/firewall_lock.rs"]
+mod firewall_lock;
 #[path = "plugins/rig.rs"]
 mod rig;
 

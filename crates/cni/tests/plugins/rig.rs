@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
+
+use crate::firewall_lock::FirewallLock;
 
 pub const EXECUTABLE: &str = env!("CARGO_BIN_EXE_flannel-cni");
 pub const GO_PLUGINS: &str = "/usr/lib/cni";
@@ -16,6 +17,7 @@ pub struct Host {
     pub name: String,
     pub folder: tempfile::TempDir,
     namespaces: Vec<String>,
+    _lock: FirewallLock,
 }
 
 /// What a call gave back.
@@ -68,7 +70,6 @@ pub struct Call<'a> {
 
 impl Host {
     pub fn new() -> Host {
-        FirewallLock::enter();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "cnit{}-{}",
@@ -91,6 +92,7 @@ impl Host {
             name: name.clone(),
             folder,
             namespaces: Vec::new(),
+            _lock: FirewallLock::new(),
         };
         host.add_namespace(&name);
         host.ip(&["link", "set", "lo", "up"]);
@@ -352,45 +354,6 @@ impl Drop for Host {
     fn drop(&mut self) {
         for name in &self.namespaces {
             let _ = Command::new("ip").args(["netns", "del", name]).output();
-        }
-        FirewallLock::leave();
-    }
-}
-
-/// The one file that all hosts of a machine would share: the last host takes it along, where the first found none.
-struct FirewallLock {
-    hosts: usize,
-    existed: bool,
-    folder_existed: bool,
-}
-
-static FIREWALL_LOCK: Mutex<FirewallLock> = Mutex::new(FirewallLock {
-    hosts: 0,
-    existed: false,
-    folder_existed: false,
-});
-
-impl FirewallLock {
-    const FOLDER: &str = "/run/flannel";
-    const FILE: &str = "/run/flannel/cni-firewall.lock";
-
-    fn enter() {
-        let mut lock = FIREWALL_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-        if lock.hosts == 0 {
-            lock.existed = Path::new(FirewallLock::FILE).exists();
-            lock.folder_existed = Path::new(FirewallLock::FOLDER).exists();
-        }
-        lock.hosts += 1;
-    }
-
-    fn leave() {
-        let mut lock = FIREWALL_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-        lock.hosts -= 1;
-        if lock.hosts == 0 && !lock.existed {
-            let _ = std::fs::remove_file(FirewallLock::FILE);
-        }
-        if lock.hosts == 0 && !lock.folder_existed {
-            let _ = std::fs::remove_dir(FirewallLock::FOLDER);
         }
     }
 }

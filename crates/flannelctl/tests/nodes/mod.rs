@@ -8,6 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+#[path = "../../../cni/tests/plugins/firewall_lock.rs"]
+mod firewall_lock;
+use firewall_lock::FirewallLock;
+
 pub const GO_PLUGINS: &str = "/usr/lib/cni";
 
 /// Where the executables under test are.
@@ -27,6 +31,7 @@ pub struct Node {
     pub subnet: String,
     namespaces: Vec<String>,
     processes: Vec<Child>,
+    _lock: FirewallLock,
 }
 
 impl Node {
@@ -43,6 +48,7 @@ impl Node {
             subnet,
             namespaces: Vec::new(),
             processes: Vec::new(),
+            _lock: FirewallLock::new(),
         };
         std::fs::create_dir(node.folder.path().join("bin")).unwrap();
         for plugin in [
