@@ -162,8 +162,9 @@ fn host_script(spec: &Spec, host: usize, executables: &Path) -> String {
                 fi
                 mkdir -p $d
             fi
-            mount -t tmpfs -o mode=755 flannel-lab $d
         done
+        # Only now: an overlay would hide what is mounted below it.
+        for d in /var/lib/cni /var/lib/flannel /etc/cni/net.d; do mount -t tmpfs -o mode=755 flannel-lab $d; done
         mount -t sysfs flannel-lab /sys
         mkdir -p /run/netns /run/lock /run/flannel /run/cni-bin
         for p in flannel bridge host-local loopback portmap; do ln -s {executables}/flannel-cni /run/cni-bin/$p; done
