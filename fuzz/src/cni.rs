@@ -5,7 +5,7 @@
 
 use cni::call::{Call, Environment};
 use cni::flannel::{daemon, netconf, subnet_env};
-use cni::host_local::store::Owner;
+use cni::owner::Owner;
 use cni::result::AddResult;
 use cni::{args, bridge, host_local, json};
 
@@ -42,8 +42,8 @@ fn call(stdin: &[u8], args: &str) -> Option<Call> {
 /// same, and as the same tree that runs in this process.
 pub fn stdin(data: &[u8]) {
     let Some(call) = call(data, "") else { return };
-    let _ = bridge::config::Config::load(&call).map(|config| (config.check(), config.mac()));
-    let _ = host_local::config::Config::load(&call).map(|config| {
+    let _ = bridge::config::BridgeConfig::load(&call).map(|config| (config.check(), config.mac()));
+    let _ = host_local::config::HostLocalConfig::load(&call).map(|config| {
         for set in &config.sets {
             assert!(
                 set.candidates(None)
@@ -64,8 +64,8 @@ pub fn stdin(data: &[u8]) {
     assert_eq!(json::to_go_text(&back), json::to_go_text(&delegate.config));
     let inner = call.delegated(delegate.config, delegate.text.into_bytes());
     assert_eq!(inner.name, call.name);
-    let _ = bridge::config::Config::load(&inner);
-    let _ = host_local::config::Config::load(&inner);
+    let _ = bridge::config::BridgeConfig::load(&inner);
+    let _ = host_local::config::HostLocalConfig::load(&inner);
 }
 
 /// A result is refused, or printing and reading it settles at once in every version.
@@ -118,8 +118,8 @@ pub fn arguments(data: &[u8]) {
         br#"{"name":"n","ipam":{"ranges":[[{"subnet":"10.0.0.0/24"}]]}}"#,
         &text,
     ) {
-        let _ = bridge::config::Config::load(&call);
-        let _ = host_local::config::Config::load(&call);
+        let _ = bridge::config::BridgeConfig::load(&call);
+        let _ = host_local::config::HostLocalConfig::load(&call);
     }
 }
 

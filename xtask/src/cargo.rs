@@ -12,15 +12,19 @@ pub fn root() -> PathBuf {
     own.parent().map(PathBuf::from).unwrap_or(own)
 }
 
-/// Where executables of a profile end up.
-pub fn executables(profile: &str) -> PathBuf {
+/// The target directory.
+pub fn target() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let target = if target.is_absolute() {
+    if target.is_absolute() {
         target
     } else {
         root().join(target)
-    };
-    target.join(if profile == "dev" { "debug" } else { profile })
+    }
+}
+
+/// Where executables of a profile end up.
+pub fn executables(profile: &str) -> PathBuf {
+    target().join(if profile == "dev" { "debug" } else { profile })
 }
 
 /// A cargo command in the workspace.
@@ -43,6 +47,34 @@ pub fn succeeds(command: &mut Command) -> Result<bool> {
     Ok(command.status().with_context(|| line(command))?.success())
 }
 
+/// For what is shipped: no path of the machine that builds in it, so that the same source gives the same bytes in every folder.
+/// Rust's own sources are named by their commit already.
+fn without_own_paths(command: &mut Command) {
+    let home = |variable: &str, folder: &str| {
+        let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(folder));
+        std::env::var_os(variable).map(PathBuf::from).or_else(own)
+    };
+    let places = [
+        (Some(root()), "/flannel"),
+        (Some(target()), "/flannel/target"),
+        (home("CARGO_HOME", ".cargo"), "/cargo"),
+        (home("RUSTUP_HOME", ".rustup"), "/rustup"),
+    ];
+    let (mut rust, mut c) = (Vec::new(), Vec::new());
+    for (place, name) in &places {
+        let Some(place) = place else { continue };
+        rust.push(format!("--remap-path-prefix={}={name}", place.display()));
+        c.push(format!("-ffile-prefix-map={}={name}", place.display()));
+    }
+    for (variable, more, between) in [("CARGO_ENCODED_RUSTFLAGS", rust, "\u{1f}"), ("CFLAGS", c, " ")] {
+        let given = std::env::var(variable).ok().filter(|given| !given.is_empty());
+        command.env(
+            variable,
+            given.into_iter().chain(more).collect::<Vec<_>>().join(between),
+        );
+    }
+}
+
 /// Builds the executables of the product; the plugin by [`build_plugin`].
 pub fn build(profile: &str) -> Result<PathBuf> {
     crate::say(&format!(
@@ -57,6 +89,9 @@ pub fn build(profile: &str) -> Result<PathBuf> {
         "-p",
         "flannelctl",
     ]);
+    if profile == "dist" {
+        without_own_paths(&mut command);
+    }
     run(command.args(["--profile", profile]))?;
     build_plugin(profile)?;
     Ok(executables(profile))
@@ -73,6 +108,9 @@ fn build_plugin(profile: &str) -> Result<()> {
     let build = |verb: &str| {
         let mut command = cargo(&[verb, "--locked", "-p", "cni", "--bin", PLUGIN]);
         command.args(["--profile", profile]);
+        if profile == "dist" {
+            without_own_paths(&mut command);
+        }
         command
     };
     if profile == "dev" {

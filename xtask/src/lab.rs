@@ -11,11 +11,12 @@ use crate::say;
 const HELP: &str = "\
 Installs what is missing, builds, makes a lab, proves that every pod reaches every pod, and leaves the lab up.
 
-Usage: cargo xtask lab [--profile PROFILE] [--down] [flags of `flannelctl lab up`]
+Usage: cargo xtask lab [--profile PROFILE] [--down] [--replace] [flags of `flannelctl lab up`]
 
   --profile P   how to build: lab (default: optimized, quick to link), release, or dev
   --down        take the lab down again after the proof
   --keep        leave it up (default)
+  --replace     take a lab of that name down first, where one is up
   the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --name NAME --json ...
 
 Examples:
@@ -25,7 +26,7 @@ Examples:
 
 /// `cargo xtask lab ...`.
 pub fn run(arguments: &[String]) -> Result<bool> {
-    let (mut profile, mut down) = ("lab".to_owned(), false);
+    let (mut profile, mut down, mut replace) = ("lab".to_owned(), false, false);
     let mut name = std::env::var("FLANNEL_LAB_NAME").unwrap_or_else(|_| "lab".to_owned());
     let mut passed: Vec<String> = Vec::new();
     let mut rest = arguments.iter();
@@ -37,6 +38,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
             }
             "--down" => down = true,
             "--keep" => down = false,
+            "--replace" => replace = true,
             "--profile" => profile = rest.next().context("--profile needs a value")?.clone(),
             "--name" => {
                 name = rest.next().context("--name needs a value")?.clone();
@@ -61,7 +63,21 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     if !flannelctl.is_file() {
         bail!("cargo built no {}", flannelctl.display());
     }
-    // A lab of that name may still be there from the last time; this one takes its place.
+    // Somebody may be at work in a lab of that name. One that is half gone is nobody's, and makes way.
+    let is_up = succeeds(
+        Command::new(&flannelctl)
+            .args(["lab", "exec", "--name", &name, "sw", "true"])
+            .stderr(std::process::Stdio::null()),
+    )?;
+    if is_up && !replace {
+        bail!(
+            "a lab {name:?} is up: --replace takes it down first, --name makes another, and {} lab status --name {name} shows it",
+            flannelctl.display()
+        );
+    }
+    if is_up {
+        say(&format!("taking lab {name:?} down first (--replace)"));
+    }
     succeeds(
         Command::new(&flannelctl)
             .args(["lab", "down", "--name", &name])

@@ -1,12 +1,15 @@
-//! The verbs of the README: `cargo xtask lab`, `test`, `bench`, `dist`, `ci`.
+//! The verbs of the README: `cargo xtask lab`, `test`, `mutants`, `bench`, `dist`, `ci`.
 //!
 //! Builds in seconds and needs nothing installed: it is what installs the rest.
+#![forbid(unsafe_code)]
 
 mod bench;
 mod cargo;
 mod ci;
 mod lab;
+mod mutants;
 mod packages;
+mod tables;
 mod test;
 
 use std::io::Write;
@@ -17,11 +20,12 @@ Usage: cargo xtask VERB ...
 
   lab     build, then three hosts with pods on this machine; ends with the lab up
   test    install what the tests need, build, run all of them; --suite NAME runs one, --list names them
+  mutants whether the tests bite: one mistake after the other put into the code; hours
   bench   scale, cni, path: figures beside their budgets
   dist    what is shipped, with its size
-  ci      what .ci/run runs: formatting, lints, tests
+  ci      what .ci/run runs: formatting, lints, tests, the fixed part of mutants
 
-`cargo xtask VERB --help` says more. All verbs but dist need root: they make network namespaces.
+`cargo xtask VERB --help` says more. All verbs but mutants and dist need root: they make network namespaces.
 ";
 
 fn main() -> ExitCode {
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
     let result = match verb {
         "lab" => lab::run(rest),
         "test" => test::run(rest),
+        "mutants" => mutants::run(rest),
         "bench" => bench::run(rest),
         "dist" => ci::dist(rest),
         "ci" => ci::run(rest),

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::run;
+use crate::cargo::{root, run};
 use crate::say;
 
 /// A program and the Debian package it comes from.
@@ -35,6 +35,7 @@ pub const TESTS: &[Need] = &[
     ("strace", "strace"),
     ("iperf3", "iperf3"),
     ("jq", "jq"),
+    ("kill", "procps"),
     ("dash", "dash"),
     ("openssl", "openssl"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
@@ -64,7 +65,7 @@ pub fn check_machine() -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing (Debian and its kin), or says what to install.
+/// Installs what is missing (Debian and its kin) without a service of it, or says what to install.
 pub fn ensure(needs: &[&[Need]]) -> Result<()> {
     let missing: Vec<Need> = needs
         .iter()
@@ -91,19 +92,10 @@ pub fn ensure(needs: &[&[Need]]) -> Result<()> {
         names.join(" "),
         programs.join(", ")
     ));
-    let policy = Policy::forbid_services();
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null());
-        command
-    };
-    run(&mut apt(&["-q", "update"]))?;
-    let mut install = apt(&["-q", "-y", "--no-install-recommends", "install"]);
-    run(install.args(&names))?;
-    drop(policy);
+    // In a script, since what comes before cargo installs a compiler by it too.
+    run(Command::new(root().join("scripts/install-packages"))
+        .args(&names)
+        .stdin(Stdio::null()))?;
     let still: Vec<&str> = programs.into_iter().filter(|p| !is_there(p)).collect();
     if !still.is_empty() {
         bail!("installed, but still not found: {}", still.join(", "));
@@ -119,31 +111,4 @@ fn is_there(program: &str) -> bool {
     path.split(':')
         .chain(["/usr/sbin", "/sbin"])
         .any(|d| Path::new(d).join(program).is_file())
-}
-
-/// Packages such as etcd-server start a service when installed; nobody asked for one.
-struct Policy {
-    made: bool,
-}
-
-const POLICY: &str = "/usr/sbin/policy-rc.d";
-
-impl Policy {
-    fn forbid_services() -> Policy {
-        if Path::new(POLICY).exists() {
-            return Policy { made: false };
-        }
-        use std::os::unix::fs::PermissionsExt;
-        let made = std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").is_ok()
-            && std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755)).is_ok();
-        Policy { made }
-    }
-}
-
-impl Drop for Policy {
-    fn drop(&mut self) {
-        if self.made {
-            let _ = std::fs::remove_file(POLICY);
-        }
-    }
 }

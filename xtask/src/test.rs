@@ -68,6 +68,12 @@ const SUITES: &[Suite] = &[
         shown: false,
     },
     Suite {
+        name: "files",
+        about: "every file that is read or written, absent, torn, a FIFO, a link, a device, on a disk that is full or hangs",
+        arguments: &["--workspace", "--test", "files"],
+        shown: false,
+    },
+    Suite {
         name: "reach",
         about: "flannelctl lab up: vxlan and host-gw, both registries, full-size packets; Ctrl-C",
         arguments: &["--workspace", "--test", "reach"],
@@ -80,9 +86,27 @@ const SUITES: &[Suite] = &[
         shown: true,
     },
     Suite {
+        name: "readiness",
+        about: "what a node says of itself, and how soon, while something is done to it; repair beside others' noise",
+        arguments: &["--workspace", "--test", "readiness"],
+        shown: true,
+    },
+    Suite {
+        name: "hostile",
+        about: "anything that can be written to the registry, beside an honest peer that is to notice nothing",
+        arguments: &["--workspace", "--test", "hostile"],
+        shown: true,
+    },
+    Suite {
         name: "restart",
         about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
         arguments: &["--workspace", "--test", "restart"],
+        shown: false,
+    },
+    Suite {
+        name: "blocked",
+        about: "a second daemon for one device, a state directory that hangs",
+        arguments: &["--workspace", "--test", "blocked"],
         shown: false,
     },
     Suite {
@@ -111,6 +135,14 @@ const SUITES: &[Suite] = &[
     },
 ];
 
+/// Suites that only run when they are asked for: their tests are marked `ignore`.
+const LONG: &[Suite] = &[Suite {
+    name: "hostile-long",
+    about: "60,000 leases and floods of minutes beside an honest peer; only when asked for",
+    arguments: &["--workspace", "--test", "hostile"],
+    shown: true,
+}];
+
 /// `cargo xtask test ...`.
 pub fn run(arguments: &[String]) -> Result<bool> {
     let mut chosen: Vec<&Suite> = Vec::new();
@@ -122,7 +154,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
                 return Ok(true);
             }
             "--list" => {
-                for suite in SUITES {
+                for suite in SUITES.iter().chain(LONG) {
                     say(&format!("{:<12} {}", suite.name, suite.about));
                 }
                 return Ok(true);
@@ -133,7 +165,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
                 None => bail!("no flag {other}; `cargo xtask test --help`"),
             },
         };
-        match SUITES.iter().find(|s| s.name == name) {
+        match SUITES.iter().chain(LONG).find(|s| s.name == name) {
             Some(suite) => chosen.push(suite),
             None => bail!("no suite {name:?}; `cargo xtask test --list` names them"),
         }
@@ -168,6 +200,9 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         command.arg("--");
         if suite.shown || focused {
             command.arg("--nocapture");
+        }
+        if LONG.iter().any(|long| long.name == suite.name) {
+            command.arg("--ignored");
         }
         results.push((suite.name, test(&mut command)?, start.elapsed().as_secs_f64()));
     }

@@ -6,6 +6,10 @@ use crate::failure::Failure;
 ///
 /// Keys match exactly. A pair without exactly one `=` is an error, and so is an unknown key unless `IgnoreUnknown` is true.
 /// Of a key given twice the last counts.
+///
+/// # Errors
+///
+/// A pair without `=`, or with more than one, when the rest is not to be ignored.
 pub fn value<'a>(args: &'a str, key: &str) -> Result<Option<&'a str>, Failure> {
     if args.is_empty() {
         return Ok(None);

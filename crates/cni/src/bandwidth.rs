@@ -12,15 +12,18 @@ use kernel::rtnl::Rtnl;
 use kernel::rtnl::link::{self, ObservedLink};
 
 use crate::bandwidth::shaping::{Bucket, add_bucket, bucket_of, redirect_received, ticks_per_microsecond};
-use crate::bridge::link_name;
-use crate::bridge::masquerade::hash;
 use crate::call::Call;
+use crate::digest::sha512;
 use crate::failure::Failure;
-use crate::host_local::owner_of;
-use crate::host_local::store::Owner;
-use crate::json::{FieldError, Object};
+use crate::gc::valid_attachments;
+use crate::host_local::unlisted::unlisted_by_default_store;
+use crate::json::{FieldError, JsonObject};
+use crate::links::link_name;
 use crate::netns::{self, Sides, kernel_text};
+use crate::offer::{self, Offer};
+use crate::owner::{Holding, Owner};
 use crate::result::{AddResult, Interface};
+use crate::version;
 
 /// Keys of the configuration that this build takes into account.
 pub const KEYS: &[&str] = &[
@@ -39,6 +42,17 @@ pub const KEYS: &[&str] = &[
     "egressBurst",
 ];
 
+/// The plugin's verbs. Results without interfaces, those of the two oldest versions, say nothing to it.
+pub const OFFER: Offer = Offer {
+    name: "bandwidth",
+    versions: version::SUPPORTED.split_at(2).1,
+    add: |call| add(call)?.print(&call.version),
+    del,
+    check,
+    status: offer::nothing,
+    gc,
+};
+
 /// Limits in bits a second and bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Limits {
@@ -48,12 +62,12 @@ struct Limits {
     egress: Option<(u64, u64)>,
 }
 
-struct Config {
+struct BandwidthConfig {
     limits: Limits,
     previous: Option<AddResult>,
 }
 
-fn parse(call: &Call) -> Result<Config, Failure> {
+fn parse(call: &Call) -> Result<BandwidthConfig, Failure> {
     let top = call.fields();
     let wrong = |e: FieldError| Failure::internal(format!("failed to parse network configuration: {e}"));
     let names = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
@@ -66,7 +80,7 @@ fn parse(call: &Call) -> Result<Config, Failure> {
             .and_then(|r| r.object("bandwidth"))
             .map_err(wrong)?,
     };
-    let pair = |given: &Object<'_>, rate: &str, burst: &str| -> Result<Option<(u64, u64)>, Failure> {
+    let pair = |given: &JsonObject<'_>, rate: &str, burst: &str| -> Result<Option<(u64, u64)>, Failure> {
         let number = |name: &str| -> Result<u64, Failure> {
             let Some(value) = given.get(name) else {
                 return Ok(0);
@@ -74,14 +88,22 @@ fn parse(call: &Call) -> Result<Config, Failure> {
             let whole = crate::json::whole(value).and_then(|n| u64::try_from(n).ok());
             whole.ok_or_else(|| wrong(given.wrong(name, value, "a whole number of bits, not negative")))
         };
+        let refused = |why: String| Err(Failure::internal(why));
+        let place = if own { "" } else { "runtimeConfig.bandwidth." };
         match (number(rate)?, number(burst)?) {
             (0, 0) => Ok(None),
-            (_, 0) => Err(Failure::internal("if rate is set, burst must also be set")),
-            (0, _) => Err(Failure::internal("if burst is set, rate must also be set")),
-            (_, burst) if burst / 8 >= u64::from(u32::MAX) => {
-                Err(Failure::internal("burst cannot be more than 4GB"))
-            }
-            (rate, _) if rate < 8 => Err(Failure::internal(format!("invalid rate: {rate}"))),
+            (given, 0) => refused(format!(
+                "if rate is set, burst must also be set: {place}{rate} is {given}, {burst} is not set"
+            )),
+            (0, given) => refused(format!(
+                "if burst is set, rate must also be set: {place}{burst} is {given}, {rate} is not set"
+            )),
+            (_, given) if given / 8 >= u64::from(u32::MAX) => refused(format!(
+                "burst cannot be more than 4GB: {place}{burst} is {given} bits"
+            )),
+            (given, _) if given < 8 => refused(format!(
+                "invalid rate: {given}: {place}{rate} has to be 8 bits a second at least"
+            )),
             (rate, burst) => Ok(Some((rate, burst))),
         }
     };
@@ -93,19 +115,19 @@ fn parse(call: &Call) -> Result<Config, Failure> {
         Some(previous) => Some(AddResult::parse_previous(previous, &call.version)?),
         None => None,
     };
-    Ok(Config { limits, previous })
+    Ok(BandwidthConfig { limits, previous })
 }
 
 /// Names of the device for what the container sends. Go's does not tell a container's interfaces apart; the second one does, for
 /// when the first is another attachment's.
 fn devices(call: &Call) -> Result<[LinkName; 2], Failure> {
-    devices_of(&call.name, &owner_of(call))
+    devices_of(&call.name, &Owner::of(call))
 }
 
 fn devices_of(network: &str, owner: &Owner) -> Result<[LinkName; 2], Failure> {
     let Owner { container, ifname } = owner;
-    let shared = hash(&format!("{network}{container}"), 12);
-    let own = hash(&format!("{network}{container}:{ifname}"), 12);
+    let shared = sha512(&format!("{network}{container}"), 12);
+    let own = sha512(&format!("{network}{container}:{ifname}"), 12);
     Ok([
         link_name(&format!("bwp{shared}"))?,
         link_name(&format!("bwp{own}"))?,
@@ -163,6 +185,10 @@ fn add_device(host: &mut Rtnl, name: LinkName, mtu: u32) -> Result<(), kernel::N
 }
 
 /// ADD: the limits; the result is the previous one with the device added.
+///
+/// # Errors
+///
+/// A wrong configuration, a link that cannot be found, and what the kernel refuses; the device is gone again then.
 pub fn add(call: &Call) -> Result<AddResult, Failure> {
     let config = parse(call)?;
     let Some(mut result) = config.previous else {
@@ -225,6 +251,10 @@ fn gone(name: LinkName) -> kernel::NetlinkError {
 /// DEL: the device; none is fine. The rest goes with the container's link.
 ///
 /// Its name says whose it is, so limits that an ADD has refused keep nothing from going.
+///
+/// # Errors
+///
+/// What the kernel refuses to remove.
 pub fn del(call: &Call) -> Result<(), Failure> {
     let mut host = Rtnl::open().map_err(said)?;
     let [shared, own] = devices(call)?;
@@ -239,26 +269,45 @@ pub fn del(call: &Call) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Removes what limits have left of an attachment in a network, for a list that has lost its `bandwidth` or its name since: the device
+/// that tells the container's interfaces apart, and the other one where no interface of it is left in the network.
+///
+/// # Errors
+///
+/// What the kernel refuses to remove.
+pub fn remove_left(network: &str, owner: &Owner, is_last: bool) -> Result<(), Failure> {
+    let mut host = Rtnl::open().map_err(said)?;
+    let [shared, own] = devices_of(network, owner)?;
+    for name in [Some(own), is_last.then_some(shared)].into_iter().flatten() {
+        host.delete_link_by_name(name).map_err(said)?;
+    }
+    Ok(())
+}
+
 /// GC: devices of containers of this network that are not listed. A device does not tell a network: it goes when its container
 /// still has an address reserved here, where nobody has collected that yet.
+///
+/// # Errors
+///
+/// A list that cannot be read, and what the kernel refuses to remove.
 pub fn gc(call: &Call) -> Result<(), Failure> {
-    let Some(valid) = crate::gc::valid_attachments(call)? else {
+    let Some(valid) = valid_attachments(call)? else {
         return Ok(());
     };
-    let gone = crate::gc::unlisted_by_default_store(&call.name, &valid)?;
-    forget(&call.name, gone.iter().map(|(owner, _)| owner), &valid)
+    let gone = unlisted_by_default_store(&call.name, &valid)?;
+    remove_of(&call.name, &gone, &valid)
 }
 
 /// Removes the devices of attachments that are gone. The one that does not tell a container's interfaces apart stays as long as
 /// another attachment of the container does.
-pub fn forget<'a>(
-    network: &str,
-    gone: impl Iterator<Item = &'a Owner>,
-    valid: &[Owner],
-) -> Result<(), Failure> {
+///
+/// # Errors
+///
+/// What the kernel refuses to remove.
+pub fn remove_of(network: &str, gone: &[Holding], valid: &[Owner]) -> Result<(), Failure> {
     let stays: HashSet<&str> = valid.iter().map(|owner| owner.container.as_str()).collect();
     let mut theirs = HashSet::new();
-    for owner in gone {
+    for (owner, _) in gone {
         let [shared, own] = devices_of(network, owner)?;
         theirs.insert(own);
         if !stays.contains(owner.container.as_str()) {
@@ -277,6 +326,10 @@ pub fn forget<'a>(
 }
 
 /// CHECK: both limits are what they were set to.
+///
+/// # Errors
+///
+/// The first limit that is not as it was set, or what keeps from looking.
 pub fn check(call: &Call) -> Result<(), Failure> {
     let config = parse(call)?;
     let Some(previous) = config.previous else {
@@ -317,4 +370,131 @@ pub fn check(call: &Call) -> Result<(), Failure> {
         compare(device.index, limits)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::call::Environment;
+
+    fn call(more: &str) -> Call {
+        let env = Environment {
+            command: "ADD".into(),
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+            netns: "/nonexistent/ns".into(),
+            ..Environment::default()
+        };
+        Call::check(
+            env,
+            format!(r#"{{"name":"cbr0","cniVersion":"1.0.0"{more}}}"#).into_bytes(),
+        )
+        .unwrap()
+    }
+
+    fn limits(more: &str) -> Result<Limits, String> {
+        parse(&call(more)).map(|config| config.limits).map_err(|f| f.msg)
+    }
+
+    #[test]
+    fn limits_when_given_twice_are_the_configurations_own_and_none_is_none() {
+        assert_eq!(limits(""), Ok(Limits::default()));
+        let runtime = r#","runtimeConfig":{"bandwidth":{"ingressRate":8,"ingressBurst":16,"egressRate":24,"egressBurst":32}}"#;
+        let both = Limits {
+            ingress: Some((8, 16)),
+            egress: Some((24, 32)),
+        };
+        assert_eq!(limits(runtime), Ok(both));
+        let own = Limits {
+            ingress: None,
+            egress: Some((1000, 2000)),
+        };
+        assert_eq!(
+            limits(&format!(r#"{runtime},"egressRate":1000,"egressBurst":2000"#)),
+            Ok(own)
+        );
+    }
+
+    #[test]
+    fn limits_when_one_of_a_pair_is_missing_or_out_of_bounds_are_refused_in_gos_words() {
+        let egress =
+            |rate: &str, burst: &str| limits(&format!(r#","egressRate":{rate},"egressBurst":{burst}"#));
+        for (rate, burst, words) in [
+            (
+                "8",
+                "0",
+                "if rate is set, burst must also be set: egressRate is 8, egressBurst is not set",
+            ),
+            (
+                "0",
+                "8",
+                "if burst is set, rate must also be set: egressBurst is 8, egressRate is not set",
+            ),
+            (
+                "8",
+                "34359738360",
+                "burst cannot be more than 4GB: egressBurst is 34359738360 bits",
+            ),
+            (
+                "7",
+                "8",
+                "invalid rate: 7: egressRate has to be 8 bits a second at least",
+            ),
+            (
+                "-1",
+                "8",
+                "egressRate is -1: expected a whole number of bits, not negative",
+            ),
+        ] {
+            let error = egress(rate, burst).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        assert_eq!(
+            egress("8", "34359738359").unwrap().egress,
+            Some((8, 34_359_738_359))
+        );
+        let runtime = limits(r#","runtimeConfig":{"bandwidth":{"ingressRate":8}}"#).unwrap_err();
+        assert!(
+            runtime.contains("runtimeConfig.bandwidth.ingressRate is 8"),
+            "{runtime}"
+        );
+    }
+
+    #[test]
+    fn call_when_it_comes_first_or_limits_nothing_asks_the_kernel_for_nothing() {
+        assert_eq!(
+            add(&call("")).unwrap_err().msg,
+            "must be called as chained plugin"
+        );
+        assert_eq!(
+            check(&call("")).unwrap_err().msg,
+            "must be called as a chained plugin"
+        );
+        let previous = r#","prevResult":{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24"}]}"#;
+        assert_eq!(add(&call(previous)).unwrap().ips.len(), 1);
+        let limited = format!(r#"{previous},"egressRate":8,"egressBurst":8"#);
+        assert_eq!(add(&call(&limited)).unwrap_err().msg, "no interfaces provided");
+    }
+
+    /// Go's DEL finds the first by its name.
+    #[test]
+    fn devices_when_named_tell_container_and_network_and_the_second_the_interface() {
+        let names = |network: &str, container: &str, ifname: &str| {
+            devices_of(network, &Owner::new(container, ifname))
+                .unwrap()
+                .map(|name| name.to_string())
+        };
+        assert_eq!(
+            names("cbr0", "c1", "eth0"),
+            ["bwp68f1f1eeb62c", "bwp6980c46e3ebf"]
+        );
+        assert_eq!(
+            devices(&call("")).unwrap().map(|n| n.to_string()),
+            names("cbr0", "c1", "eth0")
+        );
+        let other = names("cbr0", "c1", "net1");
+        assert_eq!(other[0], "bwp68f1f1eeb62c");
+        assert_ne!(other[1], names("cbr0", "c1", "eth0")[1]);
+    }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::failure::{Code, Failure};
-use crate::json::{self, Object};
+use crate::json::{self, JsonObject};
 use crate::version;
 
 /// What the runtime asks for.
@@ -84,6 +84,10 @@ impl Environment {
     }
 
     /// Checks what the verb needs: a malformed value at once, missing ones together.
+    ///
+    /// # Errors
+    ///
+    /// Code 4 with the variables that are missing or malformed.
     pub fn check(&self) -> Result<(), Failure> {
         let verb = Verb::parse(&self.command);
         let attachment = matches!(verb, Some(Verb::Add | Verb::Del | Verb::Check));
@@ -103,6 +107,13 @@ impl Environment {
         require(namespace, "CNI_NETNS", &self.netns);
         if require(attachment, "CNI_IFNAME", &self.ifname) {
             check_ifname(&self.ifname)?;
+            // Not where something is removed: nothing has such a name.
+            if verb == Some(Verb::Add) && self.ifname.contains('%') {
+                return Err(invalid_environment(
+                    "interface name contains %, for which the kernel puts a number",
+                )
+                .with_details(&self.ifname));
+            }
         }
         require(path, "CNI_PATH", &self.path);
         if missing.is_empty() {
@@ -174,12 +185,16 @@ pub struct Call {
 
 impl Call {
     /// Checks stdin, then the version and the verb against each other.
+    ///
+    /// # Errors
+    ///
+    /// Code 6 for what is no JSON, 7 for a wrong name or version, 1 for a verb that the version does not have.
     pub fn check(env: Environment, stdin: Vec<u8>) -> Result<Call, Failure> {
         let decoding = |text: String| Failure::new(Code::Decoding, text);
         let config =
             json::parse(&stdin).map_err(|e| decoding(format!("error unmarshall network config: {e}")))?;
         let name = {
-            let read = || Object::of(&config)?.string("name");
+            let read = || JsonObject::of(&config)?.string("name");
             let name = read().map_err(|e| decoding(format!("error unmarshall network config: {e}")))?;
             name.unwrap_or_default().to_owned()
         };
@@ -197,7 +212,7 @@ impl Call {
             )));
         };
         let version = {
-            let read = || Object::of(&config)?.string("cniVersion");
+            let read = || JsonObject::of(&config)?.string("cniVersion");
             let version =
                 read().map_err(|e| decoding(format!("decoding version from network config: {e}")))?;
             version.filter(|v| !v.is_empty()).unwrap_or("0.1.0").to_owned()
@@ -219,9 +234,9 @@ impl Call {
     }
 
     /// The configuration's fields.
-    pub fn fields(&self) -> Object<'_> {
+    pub fn fields(&self) -> JsonObject<'_> {
         // `check` took the document for an object or `null`.
-        Object::of(&self.config).unwrap_or_else(|_| Object::at(empty(), ""))
+        JsonObject::of(&self.config).unwrap_or_else(|_| JsonObject::at(empty(), ""))
     }
 
     /// The same call with another verb.
@@ -232,7 +247,7 @@ impl Call {
     /// The same call with another configuration, as a delegate in this process gets it.
     pub fn delegated(&self, config: Value, stdin: Vec<u8>) -> Call {
         let field = |name: &str| {
-            let object = Object::of(&config).ok();
+            let object = JsonObject::of(&config).ok();
             object
                 .and_then(|o| o.string(name).ok().flatten())
                 .unwrap_or_default()
@@ -331,6 +346,10 @@ mod tests {
                 (4, msg, details)
             );
         }
+        let template = |command: &str| env(&[("COMMAND", command), ("IFNAME", "eth%d")]).check();
+        let refused = template("ADD").unwrap_err();
+        assert!(refused.msg.starts_with("interface name contains %"), "{refused}");
+        assert!(template("DEL").unwrap_err().msg.starts_with("required env"));
         // Values a verb does not need are not looked at.
         assert_eq!(
             env(&[("COMMAND", "STATUS"), ("PATH", "/p"), ("IFNAME", "..")]).check(),
@@ -400,5 +419,68 @@ mod tests {
                 "{value}"
             );
         }
+    }
+
+    #[test]
+    fn verb_when_spelled_and_read_is_the_same() {
+        for verb in [
+            Verb::Add,
+            Verb::Del,
+            Verb::Check,
+            Verb::Gc,
+            Verb::Status,
+            Verb::Version,
+        ] {
+            assert_eq!(Verb::parse(verb.as_str()), Some(verb));
+            assert_eq!(Verb::parse(&verb.as_str().to_lowercase()), None);
+        }
+    }
+
+    #[test]
+    fn names_when_at_their_limits_are_taken_and_beyond_them_not() {
+        let check = |ifname: &str| {
+            env(&[
+                ("COMMAND", "DEL"),
+                ("CONTAINERID", "c"),
+                ("PATH", "/p"),
+                ("IFNAME", ifname),
+            ])
+            .check()
+        };
+        assert_eq!(check("fifteenletters1"), Ok(()));
+        for bad in ["sixteenletters16", ".", "..", "a/b", "a:b", "a b"] {
+            assert_eq!(check(bad).unwrap_err().code, 4, "{bad}");
+        }
+        for (name, plain) in [
+            ("a", true),
+            ("9_.-", true),
+            ("", false),
+            ("_a", false),
+            ("a/b", false),
+            ("a b", false),
+            ("\u{e4}", false),
+        ] {
+            assert_eq!(is_plain_name(name), plain, "{name}");
+        }
+    }
+
+    #[test]
+    fn call_when_handed_on_keeps_its_attachment_and_takes_the_other_configuration() {
+        let call = Call::check(env(ADD), br#"{"name":"a","cniVersion":"1.0.0","x":7}"#.to_vec()).unwrap();
+        assert_eq!(call.fields().whole("x"), Ok(Some(7)));
+        let del = call.with_verb(Verb::Del);
+        assert_eq!(
+            (del.verb, del.name.as_str(), &del.env),
+            (Verb::Del, "a", &call.env)
+        );
+        let inner = serde_json::json!({"name": "b", "cniVersion": "0.4.0", "y": 8});
+        let other = del.delegated(inner.clone(), b"text".to_vec());
+        assert_eq!((other.verb, &other.env), (Verb::Del, &call.env));
+        assert_eq!((other.name.as_str(), other.version.as_str()), ("b", "0.4.0"));
+        assert_eq!((&other.config, other.stdin.as_slice()), (&inner, &b"text"[..]));
+        let bare = call.delegated(serde_json::json!({}), Vec::new());
+        assert_eq!((bare.name.as_str(), bare.version.as_str()), ("", "0.1.0"));
+        let none = call.delegated(Value::Bool(true), Vec::new());
+        assert!(none.fields().get("x").is_none());
     }
 }

@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::call::{Call, Verb};
 use crate::failure::{Code, Failure};
-use crate::flannel::state::State;
-use crate::host_local::store::Owner;
+use crate::gc::all_of;
 use crate::json;
+use crate::owner::Owner;
 use crate::result::{AddResult, version_of};
-use crate::version;
+use crate::saved::SavedConfigs;
 
-pub use crate::chain::record::Chain;
+pub use record::Chain;
 
 /// A failed ADD.
 #[derive(Debug)]
@@ -30,8 +30,12 @@ pub struct AddFailure {
 impl Chain {
     /// The chain of an attachment's ADD if that was saved, otherwise the call's own. A capability argument of the call goes before
     /// the saved one.
-    pub fn of_attachment(call: &Call, state: Option<&State>) -> Result<Option<Chain>, Failure> {
-        let saved = state.and_then(State::chain);
+    ///
+    /// # Errors
+    ///
+    /// The call's own chain is malformed.
+    pub fn of_attachment(call: &Call, configs: Option<&SavedConfigs>) -> Result<Option<Chain>, Failure> {
+        let saved = configs.and_then(SavedConfigs::chain);
         let saved = saved.and_then(|(bytes, result)| Chain::read(&bytes, result.as_deref()));
         let Some(mut chain) = saved else {
             return Chain::of(call);
@@ -41,17 +45,21 @@ impl Chain {
     }
 
     /// ADD of each plugin after flannel's own, whose result is `first`. What a DEL needs is saved before anything is done.
-    pub fn add(mut self, call: &Call, state: &State, first: &str) -> Result<String, AddFailure> {
+    ///
+    /// # Errors
+    ///
+    /// The plugin that failed, by its name, and whether anything is left of the chain.
+    pub fn add(mut self, call: &Call, configs: &SavedConfigs, first: &str) -> Result<String, AddFailure> {
         let untouched = |failure| AddFailure { failure, clean: true };
         let mut text = restate(first, &call.version).map_err(untouched)?;
         let mut result = read(&text).map_err(untouched)?;
         self.result = Some(result.clone());
-        state
+        configs
             .save_chain(&self.to_text())
             .map_err(|e| untouched(e.into()))?;
         for (i, entry) in self.entries.iter().enumerate() {
             let added = entry
-                .add(call, &self, &result)
+                .add(call, &self.head, &result)
                 .and_then(|text| Ok((read(&text)?, text)));
             match added {
                 Ok(added) => (result, text) = added,
@@ -64,7 +72,7 @@ impl Chain {
             }
         }
         if self.result.as_ref() != Some(&result)
-            && let Err(e) = state.save_result(&text)
+            && let Err(e) = configs.save_result(&text)
         {
             let clean = self.undo(call, self.entries.len(), Some(&result)).is_ok();
             let failure = e.into();
@@ -74,6 +82,10 @@ impl Chain {
     }
 
     /// DEL of every plugin, the last one first. One that fails keeps no other from its DEL; the first failure is the answer.
+    ///
+    /// # Errors
+    ///
+    /// The first plugin's that failed.
     pub fn del(&self, call: &Call) -> Result<(), Failure> {
         let result = self.result.clone();
         let result = result.or_else(|| call.fields().get("prevResult").cloned());
@@ -84,7 +96,7 @@ impl Chain {
         let mut outcome = Ok(());
         for entry in self.entries.iter().take(count).rev() {
             let deleted = entry
-                .del(call, self, result)
+                .del(call, &self.head, result)
                 .map_err(|failure| entry.name_in(failure, "delete"));
             outcome = outcome.and(deleted);
         }
@@ -92,14 +104,18 @@ impl Chain {
     }
 
     /// CHECK of each plugin; the first failure ends it.
+    ///
+    /// # Errors
+    ///
+    /// The first plugin's that failed.
     pub fn check(&self, call: &Call) -> Result<(), Failure> {
         // What is saved is in the version of the ADD, and so is what the plugins are told.
         let given = call.fields().get("prevResult");
-        let given = given.filter(|_| self.version == call.version);
+        let given = given.filter(|_| self.head.version == call.version);
         let result = given.or(self.result.as_ref());
         for entry in &self.entries {
             entry
-                .verb(call, Verb::Check, self, result, &[])
+                .verb(call, Verb::Check, &self.head, result, &[])
                 .map_err(|failure| entry.name_in(failure, "check"))?;
         }
         Ok(())
@@ -107,6 +123,10 @@ impl Chain {
 }
 
 /// STATUS of each plugin of a call's chain; the first failure ends it.
+///
+/// # Errors
+///
+/// The first plugin's that failed.
 pub fn status(call: &Call) -> Result<(), Failure> {
     let not_available = |failure: Failure| Failure {
         code: Code::NotAvailable as u32,
@@ -117,13 +137,17 @@ pub fn status(call: &Call) -> Result<(), Failure> {
     };
     for entry in &chain.entries {
         entry
-            .status(call, &chain)
+            .status(call, &chain.head)
             .map_err(|failure| entry.name_in(failure, "status"))?;
     }
     Ok(())
 }
 
 /// GC of each plugin of a call's chain with the attachments that are to stay; all of them, whatever fails.
+///
+/// # Errors
+///
+/// All of them in one.
 pub fn gc(call: &Call, valid: &[Owner]) -> Result<(), Failure> {
     let Some(chain) = Chain::of(call)? else {
         return Ok(());
@@ -137,10 +161,10 @@ pub fn gc(call: &Call, valid: &[Owner]) -> Result<(), Failure> {
         ("cni.dev/attachments", list),
     ];
     let failures = chain.entries.iter().filter_map(|entry| {
-        let collected = entry.verb(call, Verb::Gc, &chain, None, &more);
+        let collected = entry.verb(call, Verb::Gc, &chain.head, None, &more);
         collected.err().map(|failure| entry.name_in(failure, "gc"))
     });
-    crate::gc::all_of(failures.collect())
+    all_of(failures.collect())
 }
 
 /// A result in a version's shape: what is handed on has to be in that of the configuration.
@@ -155,11 +179,6 @@ fn restate(text: &str, version: &str) -> Result<String, Failure> {
 
 fn read(text: &str) -> Result<Value, Failure> {
     json::parse(text.as_bytes()).map_err(|e| Failure::internal(format!("a result is no JSON: {e}")))
-}
-
-/// A DEL of this version of a configuration brings a previous result.
-fn del_has_result(config_version: &str) -> bool {
-    version::parse(config_version).is_ok_and(|have| have >= (0, 4, 0))
 }
 
 #[cfg(test)]

@@ -77,18 +77,6 @@ impl Failure {
     }
 }
 
-/// Puts the failed operation before the kernel's or a library's words, as Go's wrapped errors read.
-pub trait Context<T> {
-    /// `what: <error>` with code 999.
-    fn context(self, what: impl FnOnce() -> String) -> Result<T, Failure>;
-}
-
-impl<T, E: std::fmt::Display> Context<T> for Result<T, E> {
-    fn context(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
-        self.map_err(|e| Failure::internal(format!("{}: {e}", what())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,16 +1,28 @@
-//! Small files that appear whole or not at all, and failures in the words of Go's `os` package.
+//! The plugins' small files ([`kernel::file::folder`]), and failures in the words of Go's `os` package.
 //!
-//! Nothing here is synced to disk. What these files describe are network namespaces, and none of those survives the crash of a
-//! machine: after one, a file that is missing or empty stands for nothing alive, and readers take it so. A crash of the process
-//! alone loses nothing that was written, so all that matters is that no file is ever seen half made.
+//! None of them is synced to disk. What they describe are network namespaces, and none of those survives the crash of a machine:
+//! after one, a file that is missing or empty stands for nothing alive, and readers take it so.
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
+use kernel::file::folder;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+
+use crate::notice::say;
+
+pub use kernel::file::folder::{Unnamed, folders, names, random, read_all};
+
+/// What is in a file's place is none: a FIFO, a device, a socket. No file system says so of a file.
+const ODD: Errno = Errno::NOSTR;
+/// How every file is opened for reading: without waiting for whoever would write into a FIFO, nor becoming a terminal's.
+const READING: OFlags = OFlags::RDONLY
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY);
 
 /// A failed operation on a file: `open /x: no such file or directory`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +67,9 @@ impl From<FileError> for crate::failure::Failure {
 
 /// The system's text for an error number as Go has it: without a capital and without the number.
 pub fn errno_text(errno: Errno) -> String {
+    if errno == ODD {
+        return "not a regular file".to_owned();
+    }
     let text = io::Error::from_raw_os_error(errno.raw_os_error()).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
@@ -64,49 +79,124 @@ pub fn errno_text(errno: Errno) -> String {
     }
 }
 
-/// Reads a file whole, up to `limit` bytes.
-pub fn read(path: &str, limit: usize) -> Result<Vec<u8>, FileError> {
-    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| FileError::new("open", path, e))?;
-    read_all(&fd, limit).map_err(|e| FileError::new("read", path, e))
+/// An operation failed because what is in the file's place is no file, and no link is followed to another: what we would have
+/// written there is lost. Other failures are the system's.
+pub fn is_odd(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ISDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV | ODD
+    )
 }
 
-/// Reads a file in a folder whole, up to `limit` bytes; never through a symlink.
+/// Only a regular file is read or written: a device may do something, or have no end.
+///
+/// # Errors
+///
+/// It is something else ([`is_odd`]), or cannot be asked.
+pub fn check_regular(fd: &OwnedFd) -> Result<(), Errno> {
+    match FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) {
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(Errno::ISDIR),
+        _ => Err(ODD),
+    }
+}
+
+/// Reads a regular file whole, up to `limit` bytes.
+///
+/// # Errors
+///
+/// The operation that failed.
+pub fn read(path: &str, limit: usize) -> Result<Vec<u8>, FileError> {
+    let fd = rustix::fs::open(path, READING, Mode::empty()).map_err(|e| FileError::new("open", path, e))?;
+    let read = check_regular(&fd).and_then(|()| read_all(&fd, limit));
+    read.map_err(|e| FileError::new("read", path, e))
+}
+
+/// Reads a regular file in a folder whole, up to `limit` bytes; never through a symlink.
+///
+/// # Errors
+///
+/// Those of opening and reading it; it is something else ([`is_odd`]).
 pub fn read_at(folder: &OwnedFd, name: &str, limit: usize) -> Result<Vec<u8>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+    let fd = rustix::fs::openat(folder, name, READING | OFlags::NOFOLLOW, Mode::empty())?;
+    check_regular(&fd)?;
     read_all(&fd, limit)
 }
 
-/// Reads from where the descriptor stands to the end, up to `limit` bytes.
-pub fn read_all(fd: &OwnedFd, limit: usize) -> Result<Vec<u8>, Errno> {
-    let mut bytes = vec![0; limit.min(2048)];
-    let mut length = 0;
-    loop {
-        if length == bytes.len() {
-            if length >= limit {
-                break;
-            }
-            bytes.resize((length * 2).min(limit), 0);
-        }
-        match rustix::io::read(fd, bytes.get_mut(length..).unwrap_or_default()) {
-            Ok(0) => break,
-            Ok(more) => length += more,
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
+/// Makes a file that must not be there yet; false when it is. What is no file makes way.
+///
+/// # Errors
+///
+/// Those of making and naming it.
+pub fn create_new(folder: &OwnedFd, name: &str, bytes: &[u8], mode: u32) -> Result<bool, Errno> {
+    if folder::create_new(folder, name, bytes, mode)? {
+        return Ok(true);
     }
-    bytes.truncate(length);
-    Ok(bytes)
+    if is_file(folder, name) {
+        return Ok(false);
+    }
+    remove(folder, name)?;
+    folder::create_new(folder, name, bytes, mode)
+}
+
+/// Makes a file or puts another in its place, in one step. What is no file makes way.
+///
+/// # Errors
+///
+/// Those of making and renaming it; what was there is untouched then.
+pub fn replace(folder: &OwnedFd, name: &str, bytes: &[u8], mode: u32) -> Result<(), Errno> {
+    match folder::replace(folder, name, bytes, mode) {
+        Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+            remove(folder, name)?;
+            folder::replace(folder, name, bytes, mode)
+        }
+        other => other,
+    }
+}
+
+/// Removes a file, or what is in its place; nothing there is fine. A folder with something in it is nobody's to be lost: it gets
+/// another name, which no plugin reads.
+///
+/// # Errors
+///
+/// Those of `unlinkat(2)` and `renameat(2)`.
+pub fn remove(folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+    match folder::remove(folder, name) {
+        Err(Errno::ISDIR) => {}
+        other => return other,
+    }
+    match rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        other => return other,
+    }
+    let aside = format!(".aside-{:08x}", random()?);
+    rustix::fs::renameat(folder, name, folder, &aside)?;
+    say(&format!(
+        "a folder with something in it is in the place of the file {name}: it is called {aside} from now on"
+    ));
+    Ok(())
+}
+
+fn is_file(folder: &OwnedFd, name: &str) -> bool {
+    let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
 /// Opens a folder for the `…at` calls.
+///
+/// # Errors
+///
+/// The operation that failed.
 pub fn open_folder(path: &str) -> Result<OwnedFd, FileError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| FileError::new("open", path, e))
+    kernel::file::folder::open(path).map_err(|e| FileError::new("open", path, e))
 }
 
 /// Makes a folder and those above it; one that is there is fine. The error names the folder that could not be made.
+///
+/// # Errors
+///
+/// The folder that could not be made.
 pub fn make_folders(path: &str, mode: u32) -> Result<(), FileError> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
         Ok(()) => Ok(()),
@@ -130,180 +220,15 @@ pub fn make_folders(path: &str, mode: u32) -> Result<(), FileError> {
     }
 }
 
-/// A file with its content and no name yet.
-#[derive(Debug)]
-pub struct Unnamed {
-    fd: OwnedFd,
-    /// Name it has meanwhile where the file system has no files without one.
-    temporary: Option<String>,
-}
-
-impl Unnamed {
-    /// Writes a file into a folder without showing it there.
-    pub fn write(folder: BorrowedFd<'_>, bytes: &[u8], mode: u32) -> Result<Unnamed, Errno> {
-        let mode = Mode::from_raw_mode(mode);
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let unnamed = match rustix::fs::openat(folder, ".", flags | OFlags::TMPFILE, mode) {
-            Ok(fd) => Unnamed { fd, temporary: None },
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                // Starts with a dot: neither an address nor a container id.
-                let name = format!(".tmp-{}-{:08x}", std::process::id(), random()?);
-                let fd = rustix::fs::openat(folder, &name, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-                Unnamed {
-                    fd,
-                    temporary: Some(name),
-                }
-            }
-            Err(e) => return Err(e),
-        };
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match rustix::io::write(&unnamed.fd, rest) {
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                Err(Errno::INTR) => {}
-                Err(e) => {
-                    unnamed.discard(folder);
-                    return Err(e);
-                }
-            }
-        }
-        Ok(unnamed)
-    }
-
-    /// Gives it a name that nothing has yet; `EEXIST` leaves it unnamed, for another try.
-    pub fn link(&self, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
-        if let Some(temporary) = &self.temporary {
-            return rustix::fs::linkat(folder, temporary.as_str(), folder, name, AtFlags::empty());
-        }
-        match rustix::fs::linkat(&self.fd, "", folder, name, AtFlags::EMPTY_PATH) {
-            // Without CAP_DAC_READ_SEARCH only the long way is open.
-            Err(Errno::NOENT) => {
-                use std::os::fd::AsRawFd;
-                let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-                rustix::fs::linkat(CWD, path, folder, name, AtFlags::SYMLINK_FOLLOW)
-            }
-            other => other,
-        }
-    }
-
-    /// Gives up the temporary name, if there is one. To be called once the file is linked or not wanted.
-    pub fn discard(&self, folder: BorrowedFd<'_>) {
-        if let Some(temporary) = &self.temporary {
-            let _ = rustix::fs::unlinkat(folder, temporary.as_str(), AtFlags::empty());
-        }
-    }
-}
-
-/// Makes a file that must not be there yet; false when it is.
-pub fn create_new(folder: &OwnedFd, name: &str, bytes: &[u8], mode: u32) -> Result<bool, Errno> {
-    let unnamed = Unnamed::write(folder.as_fd(), bytes, mode)?;
-    let linked = unnamed.link(folder.as_fd(), name);
-    unnamed.discard(folder.as_fd());
-    match linked {
-        Ok(()) => Ok(true),
-        Err(Errno::EXIST) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// Makes a file or puts another in its place, in one step.
-pub fn replace(folder: &OwnedFd, name: &str, bytes: &[u8], mode: u32) -> Result<(), Errno> {
-    let temporary = format!(".tmp-{}-{:08x}", std::process::id(), random()?);
-    create_new(folder, &temporary, bytes, mode)?;
-    rustix::fs::renameat_with(folder, temporary.as_str(), folder, name, RenameFlags::empty()).inspect_err(
-        |_| {
-            let _ = rustix::fs::unlinkat(folder, temporary.as_str(), AtFlags::empty());
-        },
-    )
-}
-
-/// Removes a file; one that is not there is fine.
-pub fn remove(folder: &OwnedFd, name: &str) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(e) => Err(e),
-    }
-}
-
-/// Names in a folder, without those of folders.
-pub fn names(folder: &OwnedFd) -> Result<Vec<String>, Errno> {
-    list(folder, |kind| kind != FileType::Directory)
-}
-
-/// Names of the folders in a folder, without `.` and `..`.
-pub fn folders(folder: &OwnedFd) -> Result<Vec<String>, Errno> {
-    let mut names = list(folder, |kind| kind == FileType::Directory)?;
-    names.retain(|name| name != "." && name != "..");
-    Ok(names)
-}
-
-fn list(folder: &OwnedFd, wanted: impl Fn(FileType) -> bool) -> Result<Vec<String>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let listing = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut entries = RawDir::new(&listing, buffer.spare_capacity_mut());
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        if !wanted(entry.file_type()) {
-            continue;
-        }
-        if let Ok(name) = entry.file_name().to_str() {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
-}
-
-/// Thirty-two random bits.
-pub fn random() -> Result<u32, Errno> {
-    let mut bytes = [0; 4];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u32::from_ne_bytes(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn folder() -> (tempfile::TempDir, OwnedFd, String) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_str().unwrap().to_owned();
         let fd = open_folder(&path).unwrap();
         (dir, fd, path)
-    }
-
-    #[test]
-    fn create_when_name_is_taken_leaves_what_is_there() {
-        let (dir, fd, _) = folder();
-        assert_eq!(create_new(&fd, "a", b"one", 0o600), Ok(true));
-        assert_eq!(create_new(&fd, "a", b"two", 0o600), Ok(false));
-        assert_eq!(read_at(&fd, "a", 100), Ok(b"one".to_vec()));
-        let mode = dir.path().join("a").metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        replace(&fd, "a", b"three", 0o600).unwrap();
-        assert_eq!(read_at(&fd, "a", 100), Ok(b"three".to_vec()));
-        assert_eq!(names(&fd), Ok(vec!["a".to_owned()]));
-    }
-
-    #[test]
-    fn unnamed_when_only_a_temporary_name_is_to_be_had_links_and_cleans_up() {
-        let (_dir, fd, _) = folder();
-        let file = rustix::fs::openat(
-            &fd,
-            ".tmp-x",
-            OFlags::CREATE | OFlags::WRONLY,
-            Mode::from_raw_mode(0o600),
-        );
-        let unnamed = Unnamed {
-            fd: file.unwrap(),
-            temporary: Some(".tmp-x".to_owned()),
-        };
-        assert_eq!(unnamed.link(fd.as_fd(), "a"), Ok(()));
-        assert_eq!(unnamed.link(fd.as_fd(), "a"), Err(Errno::EXIST));
-        unnamed.discard(fd.as_fd());
-        assert_eq!(names(&fd), Ok(vec!["a".to_owned()]));
     }
 
     #[test]
@@ -337,12 +262,54 @@ mod tests {
     }
 
     #[test]
-    fn read_when_file_is_long_stops_at_the_limit_and_never_follows_links() {
-        let (_dir, fd, path) = folder();
+    fn read_when_file_is_long_stops_at_the_limit_and_waits_for_no_writer() {
+        let (_dir, _, path) = folder();
         std::fs::write(format!("{path}/long"), vec![b'x'; 10_000]).unwrap();
         assert_eq!(read(&format!("{path}/long"), 1 << 20).unwrap().len(), 10_000);
         assert_eq!(read(&format!("{path}/long"), 3000).unwrap().len(), 3000);
-        std::os::unix::fs::symlink("long", format!("{path}/link")).unwrap();
-        assert_eq!(read_at(&fd, "link", 10), Err(Errno::LOOP));
+        rustix::fs::mkfifoat(rustix::fs::CWD, format!("{path}/fifo"), Mode::RUSR).unwrap();
+        let said = |path: &str| read(path, 10).unwrap_err().to_string();
+        assert_eq!(
+            said(&format!("{path}/fifo")),
+            format!("read {path}/fifo: not a regular file")
+        );
+        assert_eq!(said("/dev/zero"), "read /dev/zero: not a regular file");
+    }
+
+    #[test]
+    fn file_when_something_else_is_in_its_place_makes_way_and_a_full_folder_stays_aside() {
+        let (_dir, fd, path) = folder();
+        let at = |name: &str| format!("{path}/{name}");
+        let odd = |name: &str| {
+            let _ = std::fs::remove_file(at(name));
+            match name {
+                "fifo" => rustix::fs::mkfifoat(rustix::fs::CWD, at(name), Mode::RUSR).unwrap(),
+                "link" => std::os::unix::fs::symlink("target", at(name)).unwrap(),
+                "socket" => drop(std::os::unix::net::UnixListener::bind(at(name)).unwrap()),
+                _ => std::fs::create_dir(at(name)).unwrap(),
+            }
+        };
+        std::fs::write(at("target"), "untouched").unwrap();
+        for name in ["fifo", "link", "socket", "folder"] {
+            odd(name);
+            assert!(is_odd(read_at(&fd, name, 10).unwrap_err()), "{name}");
+            assert_eq!(create_new(&fd, name, b"new", 0o600), Ok(true), "{name}");
+            assert_eq!(read_at(&fd, name, 10), Ok(b"new".to_vec()), "{name}");
+            assert_eq!(create_new(&fd, name, b"more", 0o600), Ok(false), "{name}");
+            odd(name);
+            replace(&fd, name, b"other", 0o600).unwrap();
+            assert_eq!(read_at(&fd, name, 10), Ok(b"other".to_vec()), "{name}");
+            odd(name);
+            remove(&fd, name).unwrap();
+            remove(&fd, name).unwrap();
+            assert_eq!(read_at(&fd, name, 10), Err(Errno::NOENT), "{name}");
+        }
+        std::fs::create_dir(at("full")).unwrap();
+        std::fs::write(at("full/somebodys"), "").unwrap();
+        remove(&fd, "full").unwrap();
+        let aside: Vec<_> = folders(&fd).unwrap();
+        assert!(aside.len() == 1 && aside[0].starts_with(".aside-"), "{aside:?}");
+        assert!(std::fs::exists(at(&format!("{}/somebodys", aside[0]))).unwrap());
+        assert_eq!(std::fs::read(at("target")).unwrap(), b"untouched");
     }
 }

@@ -1,17 +1,15 @@
-//! What a GC call lists as alive, and what goes with an attachment that is not.
-
-use std::net::IpAddr;
+//! What a GC call lists as alive, and what it says of many failures.
 
 use crate::call::Call;
 use crate::failure::{Code, Failure};
-use crate::files::FileError;
-use crate::host_local::config::DATA_DIR;
-use crate::host_local::store::{Owner, Store};
-use crate::portmap::forget::Gone;
-use crate::{bandwidth, bridge, portmap};
+use crate::owner::Owner;
 
 /// The attachments that are to stay, and nothing when the call lists none at all (`cnitool gc` does so): then nothing is
 /// known to be garbage. An empty list means that everything is.
+///
+/// # Errors
+///
+/// Code 7 for a list that is malformed.
 pub fn valid_attachments(call: &Call) -> Result<Option<Vec<Owner>>, Failure> {
     let wrong = |e: crate::json::FieldError| Failure::new(Code::InvalidConfig, e.to_string());
     let fields = call.fields();
@@ -37,49 +35,11 @@ pub fn valid_attachments(call: &Call) -> Result<Option<Vec<Owner>>, Failure> {
     Ok(None)
 }
 
-/// Attachments with an address in a network that are not to stay, with their addresses.
-///
-/// A file that names no interface is kept as long as any interface of its container is; one that is younger than a minute while the
-/// container's link is there is perhaps of an ADD that the caller did not know of yet when it made its list.
-pub fn unlisted(store: &mut Store, valid: &[Owner]) -> Result<Vec<(Owner, Vec<IpAddr>)>, FileError> {
-    let all = store.all()?;
-    let stays = |owner: &Owner, addresses: &[IpAddr]| {
-        let listed = |v: &Owner| {
-            v.container == owner.container && (owner.ifname.is_empty() || v.ifname == owner.ifname)
-        };
-        valid.iter().any(listed)
-            || addresses.iter().any(|ip| store.is_young(*ip)) && bridge::has_host_end(owner)
-    };
-    Ok(all
-        .into_iter()
-        .filter(|(owner, addresses)| !stays(owner, addresses))
-        .collect())
-}
-
-/// As [`unlisted`], of the folder where reservations are unless a configuration says otherwise, for plugins whose configuration
-/// says nothing about addresses.
-pub fn unlisted_by_default_store(
-    network: &str,
-    valid: &[Owner],
-) -> Result<Vec<(Owner, Vec<IpAddr>)>, FileError> {
-    match Store::open(DATA_DIR, network)? {
-        Some(mut store) => unlisted(&mut store, valid),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// Removes what plugins chained after the one with the addresses have made for these attachments: published ports and limits.
-pub fn forget_companions(
-    network: &str,
-    gone: &[(Owner, Vec<IpAddr>)],
-    valid: &[Owner],
-) -> Result<(), Failure> {
-    let ports = portmap::forget::forget(network, &Gone::among(gone, valid)).map_err(Failure::internal);
-    let limits = bandwidth::forget(network, gone.iter().map(|(owner, _)| owner), valid);
-    all_of([ports.err(), limits.err()].into_iter().flatten().collect())
-}
-
 /// One failure of many: the first one's code, every message.
+///
+/// # Errors
+///
+/// The one failure, where there is any.
 pub fn all_of(failures: Vec<Failure>) -> Result<(), Failure> {
     let msg = failures
         .iter()
@@ -89,5 +49,50 @@ pub fn all_of(failures: Vec<Failure>) -> Result<(), Failure> {
     match failures.into_iter().next() {
         None => Ok(()),
         Some(first) => Err(Failure { msg, ..first }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::call::Environment;
+
+    fn valid(more: &str) -> Result<Option<Vec<Owner>>, Failure> {
+        let env = Environment {
+            command: "GC".into(),
+            ..Environment::default()
+        };
+        let stdin = format!(r#"{{"name":"n","cniVersion":"1.1.0"{more}}}"#);
+        valid_attachments(&Call::check(env, stdin.into_bytes()).unwrap())
+    }
+
+    #[test]
+    fn attachments_when_listed_are_read_and_no_list_is_told_from_an_empty_one() {
+        assert_eq!(valid(""), Ok(None));
+        assert_eq!(valid(r#","cni.dev/valid-attachments":null"#), Ok(None));
+        assert_eq!(valid(r#","cni.dev/valid-attachments":[]"#), Ok(Some(vec![])));
+        let one = r#"[{"containerID":"c1","ifname":"eth0"},{"containerID":"c2"}]"#;
+        let owners = vec![Owner::new("c1", "eth0"), Owner::new("c2", "")];
+        for name in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            assert_eq!(valid(&format!(r#","{name}":{one}"#)), Ok(Some(owners.clone())));
+        }
+        // Both are sent by libcni; the first counts.
+        let both = format!(r#","cni.dev/attachments":[],"cni.dev/valid-attachments":{one}"#);
+        assert_eq!(valid(&both), Ok(Some(owners)));
+        let wrong = valid(r#","cni.dev/attachments":[{"ifname":5}]"#).unwrap_err();
+        assert_eq!(wrong.code, 7);
+        assert!(wrong.msg.contains("ifname is 5"), "{wrong}");
+    }
+
+    #[test]
+    fn failures_when_many_are_one_with_the_first_code_and_every_message() {
+        assert_eq!(all_of(Vec::new()), Ok(()));
+        let first = Failure::new(Code::TryAgainLater, "a").with_details("d");
+        let all = all_of(vec![first, Failure::internal("b")]).unwrap_err();
+        assert_eq!(
+            (all.code, all.msg.as_str(), all.details.as_str()),
+            (11, "a\nb", "d")
+        );
     }
 }

@@ -5,44 +5,67 @@ pub mod owners;
 pub mod ranges;
 pub mod resolv;
 pub mod store;
+pub mod unlisted;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::call::Call;
+use crate::doors;
 use crate::failure::{Code, Failure};
 use crate::files;
-use crate::host_local::config::Config;
+use crate::gc::valid_attachments;
+use crate::host_local::config::HostLocalConfig;
 use crate::host_local::ranges::{Range, RangeSet};
-use crate::host_local::store::{Owner, Store};
+use crate::host_local::store::Store;
+use crate::host_local::unlisted::unlisted;
+use crate::owner::Owner;
 use crate::result::{AddResult, IpConfig};
+use crate::saved;
 
+/// Its name.
+pub const HOST_LOCAL: &str = "host-local";
 /// In the message of the failure of an ADD that found no address free, Go's host-local's and ours.
 const EXHAUSTED: &str = "no IP addresses available in range set";
+/// In the message of the failure of an ADD whose address is held, Go's and ours.
+const UNAVAILABLE: &str = "is not available in range set";
 /// Holders that an error about an exhausted pool names.
 const HOLDERS_NAMED: usize = 5;
 /// Addresses of a pool that are looked for in other networks, for that error.
 const SIBLINGS_COUNTED: usize = 4096;
 
 /// ADD: reserves one address of each range set.
+///
+/// # Errors
+///
+/// A wrong configuration, an address that is asked for and not to be had, none free, or a file that cannot be written.
 pub fn add(call: &Call) -> Result<AddResult, Failure> {
-    let config = Config::load(call)?;
-    allocate(&config, &owner_of(call), None)
+    let config = HostLocalConfig::load(call)?;
+    allocate(&config, &Owner::of(call), None)
 }
 
 /// DEL: releases what the attachment holds; nothing is fine.
+///
+/// # Errors
+///
+/// A wrong configuration, or a file that cannot be removed.
 pub fn del(call: &Call) -> Result<(), Failure> {
-    let config = Config::load(call)?;
-    release(&config.data_dir, &config.network, &owner_of(call), &[]).map(drop)
+    let config = HostLocalConfig::load_for_del(call)?;
+    release(&config.data_dir, &config.network, &Owner::of(call), &[]).map(drop)
 }
 
 /// CHECK: the attachment holds an address.
+///
+/// # Errors
+///
+/// There is none.
 pub fn check(call: &Call) -> Result<(), Failure> {
-    let config = Config::load(call)?;
+    let config = HostLocalConfig::load(call)?;
     let held = match Store::open(&config.data_dir, &config.network)? {
-        Some(mut store) => store.held_by(&owner_of(call))?,
+        Some(mut store) => store.held_by(&Owner::of(call))?,
         None => Vec::new(),
     };
     if held.is_empty() {
@@ -55,8 +78,12 @@ pub fn check(call: &Call) -> Result<(), Failure> {
 }
 
 /// STATUS: at least one address of each set is free.
+///
+/// # Errors
+///
+/// Code 50 where a set is exhausted; the holders are counted in its details.
 pub fn status(call: &Call) -> Result<(), Failure> {
-    let config = Config::load(call)?;
+    let config = HostLocalConfig::load(call)?;
     let Some(mut store) = Store::open(&config.data_dir, &config.network)? else {
         return Ok(());
     };
@@ -83,35 +110,42 @@ pub fn status(call: &Call) -> Result<(), Failure> {
 }
 
 /// GC: releases what no listed attachment holds. Without a list nothing is known to be garbage.
+///
+/// # Errors
+///
+/// A wrong configuration or list, or a file that cannot be removed.
 pub fn gc(call: &Call) -> Result<(), Failure> {
-    let config = Config::load(call)?;
-    let Some(valid) = crate::gc::valid_attachments(call)? else {
+    let config = HostLocalConfig::load(call)?;
+    let Some(valid) = valid_attachments(call)? else {
         return Ok(());
     };
     let Some(mut store) = Store::open(&config.data_dir, &config.network)? else {
         return Ok(());
     };
-    for (owner, _) in crate::gc::unlisted(&mut store, &valid)? {
+    for (owner, _) in unlisted(&mut store, &valid)? {
         store.release(&owner, &[])?;
     }
     Ok(())
 }
 
-/// An ADD failed because no address was free.
-pub fn is_exhaustion(failure: &Failure) -> bool {
-    failure.msg.contains(EXHAUSTED)
-}
-
-/// The attachment a call is about.
-pub fn owner_of(call: &Call) -> Owner {
-    Owner::new(&call.env.container_id, &call.env.ifname)
+/// An ADD failed because no address was free, or not the one it has to have: where the dead hold it, there is a cure.
+pub fn lacks_an_address(failure: &Failure) -> bool {
+    failure.msg.contains(EXHAUSTED) || failure.msg.contains(UNAVAILABLE)
 }
 
 /// Reserves one address of each set, all or none, under one hold of the lock.
 ///
 /// `flannel` is the folder of flannel's saved configurations when flannel asks: its networks share one subnet under several
 /// names, so an address that a sibling network of flannel's holds is not taken (Go hands it out twice).
-pub fn allocate(config: &Config, owner: &Owner, flannel: Option<&str>) -> Result<AddResult, Failure> {
+///
+/// # Errors
+///
+/// As [`add`]; nothing is reserved then.
+pub fn allocate(
+    config: &HostLocalConfig,
+    owner: &Owner,
+    flannel: Option<&str>,
+) -> Result<AddResult, Failure> {
     let dns = match config.resolv_conf.as_str() {
         "" => Default::default(),
         path => resolv::load(path)?,
@@ -187,12 +221,10 @@ fn take<'a>(
                     "requested ip {ip} is subnet's gateway"
                 )));
             }
-            let found = store.reserve(owner, std::iter::once((ip, range)), elsewhere)?;
-            found.ok_or_else(|| {
-                Failure::internal(format!(
-                    "requested IP address {ip} is not available in range set {set}"
-                ))
-            })?
+            match store.reserve(owner, std::iter::once((ip, range)), elsewhere)? {
+                Some(found) => found,
+                None => return Err(unavailable(store, ip, set, siblings)),
+            }
         }
         None => {
             if let Some(ip) = before.iter().find(|ip| set.range_for(**ip).is_some()) {
@@ -208,8 +240,39 @@ fn take<'a>(
             }
         }
     };
-    store.set_last_reserved(index, found.0)?;
+    store.set_last_reserved(index, found.0);
     Ok(found)
+}
+
+/// The error of an address that is asked for and held; its details say by whom and since when.
+fn unavailable(store: &Store, ip: IpAddr, set: &RangeSet, siblings: Option<&Siblings>) -> Failure {
+    let failure = Failure::internal(format!("requested IP address {ip} {UNAVAILABLE} {set}"));
+    let (owner, age, place) = match store.holder(ip) {
+        Some(owner) => (owner, store.age(ip), store.path().to_owned()),
+        None => match siblings.and_then(|siblings| siblings.holder(ip)) {
+            Some((owner, place)) => (owner, None, place),
+            None => return failure,
+        },
+    };
+    let since = age
+        .map(|age| format!(" for {}", words_of(age)))
+        .unwrap_or_default();
+    let Owner { container, ifname } = owner;
+    failure.with_details(format!(
+        "{container} {ifname} has held it{since} in {place}: `flannelctl ipam list` says whether that lives, `flannelctl ipam gc` frees \
+         what the dead hold"
+    ))
+}
+
+/// A length of time in its largest unit.
+fn words_of(age: Duration) -> String {
+    let seconds = age.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
 }
 
 /// The error of a pool without a free address; its details say who holds it, and how to get rid of the dead.
@@ -244,7 +307,7 @@ fn exhausted(store: &mut Store, set: &RangeSet, siblings: Option<&Siblings>) -> 
         details.push_str(&format!("; {elsewhere} in other networks of flannel's"));
     }
     // Of flannel's pods it takes no walk through the machine: each hangs on a link of this host.
-    let seen = siblings.and_then(|_| crate::inventory::beyond_doors());
+    let seen = siblings.and_then(|_| doors::addresses_beyond());
     details.push_str(&match seen {
         Some(seen) => match held.iter().filter(|(ip, _)| !seen.contains(ip)).count() {
             0 => "; none of them looks dead (`flannelctl ipam list` says more)".to_owned(),
@@ -258,6 +321,10 @@ fn exhausted(store: &mut Store, set: &RangeSet, siblings: Option<&Siblings>) -> 
 }
 
 /// Releases what an attachment holds in a network; returns how many addresses that were.
+///
+/// # Errors
+///
+/// A file that cannot be read or removed.
 pub fn release(data_dir: &str, network: &str, owner: &Owner, hints: &[IpAddr]) -> Result<usize, Failure> {
     match Store::open(data_dir, network)? {
         Some(mut store) => Ok(store.release(owner, hints)?),
@@ -297,12 +364,21 @@ impl Siblings {
         })
     }
 
-    /// A container of flannel's holds the address in another network.
+    /// An attachment of flannel's holds the address in another network.
     fn hold(&self, ip: IpAddr) -> bool {
-        self.names.iter().any(|name| {
-            let content = files::read(&format!("{}/{name}/{ip}", self.data_dir), 4096);
-            let owner = content.ok().and_then(|content| Owner::parse(&content));
-            owner.is_some_and(|owner| crate::flannel::state::knows(&self.flannel, &owner.container))
+        self.holder(ip).is_some()
+    }
+
+    /// Which attachment that is, and the folder of its network.
+    fn holder(&self, ip: IpAddr) -> Option<(Owner, String)> {
+        self.names.iter().find_map(|name| {
+            let folder = format!("{}/{name}", self.data_dir);
+            let content = files::read(&format!("{folder}/{ip}"), 4096).ok()?;
+            let owner = Owner::parse(&content)?;
+            saved::may_know(&self.flannel, &owner, name).then_some((owner, folder))
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,6 +53,10 @@ pub struct Uninstalled {
 }
 
 /// Installs the executable under these names. A file of another plugin's name that is not ours is kept, unless `replace`.
+///
+/// # Errors
+///
+/// The file that could not be read or written; those before it are installed.
 pub fn install(executable: &Path, folder: &Path, names: &[&str], replace: bool) -> io::Result<Installed> {
     std::fs::create_dir_all(folder).map_err(|e| at(folder, e))?;
     let _lock = lock(folder)?;
@@ -79,6 +83,10 @@ pub fn install(executable: &Path, folder: &Path, names: &[&str], replace: bool) 
 }
 
 /// Takes our executable away from these names, and puts back what was there before.
+///
+/// # Errors
+///
+/// The file that could not be removed or put back; those before it are done.
 pub fn uninstall(folder: &Path, names: &[&str]) -> io::Result<Uninstalled> {
     let mut uninstalled = Uninstalled::default();
     if !folder.exists() {
@@ -91,12 +99,12 @@ pub fn uninstall(folder: &Path, names: &[&str]) -> io::Result<Uninstalled> {
         let failed = |e| at(&place, e);
         // Of an installation that was killed.
         for half_made in [temporary(&place), temporary(&aside)] {
-            drop_file(&half_made).map_err(failed)?;
+            remove_file(&half_made).map_err(failed)?;
         }
         let there = is_there(&place);
         if there && !is_ours(&place).map_err(failed)? {
             if is_there(&aside) && is_same_file(&place, &aside) {
-                drop_file(&aside).map_err(failed)?;
+                remove_file(&aside).map_err(failed)?;
             } else if is_there(&aside) {
                 uninstalled.aside.push(aside);
             }
@@ -154,7 +162,7 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 
-fn drop_file(path: &Path) -> io::Result<()> {
+fn remove_file(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -164,7 +172,7 @@ fn drop_file(path: &Path) -> io::Result<()> {
 /// Gives a file, or a symlink, a second name in one step, in place of what has that name.
 fn keep(place: &Path, aside: &Path) -> io::Result<()> {
     let linked = temporary(aside);
-    drop_file(&linked)?;
+    remove_file(&linked)?;
     match rustix::fs::linkat(CWD, place, CWD, &linked, AtFlags::empty()) {
         Ok(()) => {}
         // A file system without hard links.
@@ -173,12 +181,12 @@ fn keep(place: &Path, aside: &Path) -> io::Result<()> {
     }
     std::fs::rename(&linked, aside)?;
     // Two names of one file: such a rename does nothing.
-    drop_file(&linked)
+    remove_file(&linked)
 }
 
 fn put(executable: &Path, place: &Path) -> io::Result<()> {
     let temporary = temporary(place);
-    drop_file(&temporary)?;
+    remove_file(&temporary)?;
     copy(executable, &temporary)
         .and_then(|()| std::fs::rename(&temporary, place))
         .inspect_err(|_| {
@@ -188,7 +196,9 @@ fn put(executable: &Path, place: &Path) -> io::Result<()> {
 
 /// Makes a new file, whole and synced.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = File::open(from).map_err(|e| at(from, e))?;
+    let absent = || io::Error::from(io::ErrorKind::NotFound);
+    let opened = kernel::file::open(from).and_then(|file| file.ok_or_else(absent));
+    let mut from = opened.map_err(|e| at(from, e))?;
     let mut to = File::options()
         .write(true)
         .create_new(true)
@@ -201,15 +211,15 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The file is our executable, of any version.
+///
+/// # Errors
+///
+/// It cannot be read, or is no regular file.
 pub fn is_ours(path: &Path) -> io::Result<bool> {
-    let mut file = match File::open(path) {
+    let Some(mut file) = kernel::file::open(path)? else {
         // A symlink that leads nowhere.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other?,
+        return Ok(false);
     };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no file"));
-    }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let [before, after] = MARK;

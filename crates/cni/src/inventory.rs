@@ -21,12 +21,11 @@ use rustix::io::Errno;
 use crate::files::{self, FileError};
 use crate::flannel::netconf;
 use crate::host_local::config::DATA_DIR;
-use crate::host_local::store::Owner;
 use crate::json::parse_ip;
+use crate::owner::Owner;
 
-pub use collect::{Freed, detach, free};
-pub use networks::{Network, Pool};
-pub(crate) use sight::beyond_doors;
+pub use collect::{Detach, Freed, free};
+pub use networks::{Network, Pool, network_of};
 
 /// Age below which nothing is garbage.
 const YOUNG: Duration = Duration::from_secs(60);
@@ -38,7 +37,7 @@ const LIMIT: usize = 4096;
 
 /// Where a node's plugins keep what they know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Folders {
     /// Folder with one folder of reservations per network.
     pub data_dir: String,
     /// Folder of flannel's saved configurations.
@@ -47,9 +46,9 @@ pub struct Place {
     pub subnet_file: String,
 }
 
-impl Default for Place {
+impl Default for Folders {
     fn default() -> Self {
-        Place {
+        Folders {
             data_dir: DATA_DIR.to_owned(),
             flannel_dir: netconf::DATA_DIR.to_owned(),
             subnet_file: netconf::SUBNET_FILE.to_owned(),
@@ -59,7 +58,7 @@ impl Default for Place {
 
 /// Whether a reservation is still needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum Fate {
     /// Its container is there.
     Alive,
     /// Perhaps of an ADD under way.
@@ -70,14 +69,14 @@ pub enum State {
     Unknown,
 }
 
-impl State {
+impl Fate {
     /// One word.
     pub fn as_str(self) -> &'static str {
         match self {
-            State::Alive => "alive",
-            State::Young => "young",
-            State::Garbage => "garbage",
-            State::Unknown => "unknown",
+            Fate::Alive => "alive",
+            Fate::Young => "young",
+            Fate::Garbage => "garbage",
+            Fate::Unknown => "unknown",
         }
     }
 }
@@ -94,7 +93,7 @@ pub struct Reservation {
     /// When the reservation was written.
     pub since: SystemTime,
     /// Whether it is still needed.
-    pub state: State,
+    pub fate: Fate,
     /// What says so.
     pub why: String,
 }
@@ -111,26 +110,34 @@ pub struct Inventory {
 }
 
 /// Takes stock. Changes nothing. Where a pod is just being made or taken away it looks again, for a second at most.
-pub fn look(place: &Place) -> Result<Inventory, FileError> {
-    look_up_to(LOOKS, place)
+///
+/// # Errors
+///
+/// A folder that is there cannot be read.
+pub fn look(folders: &Folders) -> Result<Inventory, FileError> {
+    look_up_to(LOOKS, folders)
 }
 
 /// As [`look`], once: what is passing stays unknown.
-pub fn glance(place: &Place) -> Result<Inventory, FileError> {
-    look_up_to(1, place)
+///
+/// # Errors
+///
+/// As [`look`].
+pub fn glance(folders: &Folders) -> Result<Inventory, FileError> {
+    look_up_to(1, folders)
 }
 
-fn look_up_to(most: u32, place: &Place) -> Result<Inventory, FileError> {
+fn look_up_to(most: u32, folders: &Folders) -> Result<Inventory, FileError> {
     let mut looks = 1;
     loop {
-        let (names, mut reservations) = read(&place.data_dir)?;
-        let judged = judge(place, &mut reservations);
+        let (names, mut reservations) = read(&folders.data_dir)?;
+        let judged = judge(folders, &mut reservations);
         if judged.passing && looks < most {
             looks += 1;
             std::thread::sleep(BETWEEN_LOOKS);
             continue;
         }
-        let networks = networks::all(place, names, &reservations);
+        let networks = networks::all(folders, names, &reservations);
         return Ok(Inventory {
             reservations,
             networks,
@@ -163,6 +170,8 @@ fn read(data_dir: &str) -> Result<(Vec<String>, Vec<Reservation>), FileError> {
             let content = match files::read_at(&folder, &name, LIMIT) {
                 Ok(content) => content,
                 Err(Errno::NOENT) => continue,
+                // Nobody's: the next ADD that gets there clears it away.
+                Err(e) if files::is_odd(e) => continue,
                 Err(e) => return Err(FileError::new("open", file, e)),
             };
             let (Some(owner), Ok(since)) = (Owner::parse(&content), written(&file)) else {
@@ -173,7 +182,7 @@ fn read(data_dir: &str) -> Result<(Vec<String>, Vec<Reservation>), FileError> {
                 address,
                 owner,
                 since,
-                state: State::Unknown,
+                fate: Fate::Unknown,
                 why: String::new(),
             });
         }
@@ -193,45 +202,42 @@ struct Judged {
     passing: bool,
 }
 
-fn judge(place: &Place, reservations: &mut [Reservation]) -> Judged {
+fn judge(folders: &Folders, reservations: &mut [Reservation]) -> Judged {
     let is_young = |since: SystemTime| since.elapsed().map_or(true, |age| age < YOUNG);
     let young: BTreeSet<&str> = reservations
         .iter()
         .filter(|r| is_young(r.since))
         .map(|r| r.owner.container.as_str())
         .collect();
-    let sight = sight::look(place, reservations, &young);
-    let fate = |r: &Reservation| -> (State, String) {
+    let sight = sight::look(folders, reservations, &young);
+    let fate = |r: &Reservation| -> (Fate, String) {
         let container = r.owner.container.as_str();
         if let Some(why) = sight.alive.get(container) {
-            return (State::Alive, why.clone());
+            return (Fate::Alive, why.clone());
         }
         if let Some(why) = sight.busy.get(container) {
-            return (State::Young, why.clone());
+            return (Fate::Young, why.clone());
         }
         if young.contains(container) {
             let why = match r.since.elapsed() {
                 Err(_) => "its date is in the future",
                 Ok(_) => "less than a minute old",
             };
-            return (State::Young, why.to_owned());
+            return (Fate::Young, why.to_owned());
         }
         match sight.doubt_about(r) {
-            Some(doubt) => (State::Unknown, doubt),
-            None => (
-                State::Garbage,
-                "its address is in no network namespace".to_owned(),
-            ),
+            Some(doubt) => (Fate::Unknown, doubt),
+            None => (Fate::Garbage, "its address is in no network namespace".to_owned()),
         }
     };
-    let fates: Vec<(State, String)> = reservations.iter().map(fate).collect();
-    let doubtful = fates.iter().any(|(state, _)| *state == State::Unknown);
+    let fates: Vec<(Fate, String)> = reservations.iter().map(fate).collect();
+    let doubtful = fates.iter().any(|(fate, _)| *fate == Fate::Unknown);
     let judged = Judged {
         doubts: if doubtful { sight.doubts() } else { Vec::new() },
         passing: doubtful && sight.is_passing(),
     };
-    for (reservation, (state, why)) in reservations.iter_mut().zip(fates) {
-        reservation.state = state;
+    for (reservation, (fate, why)) in reservations.iter_mut().zip(fates) {
+        reservation.fate = fate;
         reservation.why = why;
     }
     judged
@@ -239,3 +245,6 @@ fn judge(place: &Place, reservations: &mut [Reservation]) -> Judged {
 
 /// Containers that something says is alive or being worked for, and what says so.
 type Said = HashMap<String, String>;
+
+#[cfg(test)]
+mod tests;

@@ -5,13 +5,17 @@ use ipnet::IpNet;
 use kernel::rtnl::Rtnl;
 use kernel::rtnl::link::{LinkChange, ObservedLink, UP};
 
-use crate::bridge::link_name;
 use crate::call::{Call, Verb};
 use crate::failure::Failure;
+use crate::links::link_name;
 use crate::netns::{self, Sides, kernel_text};
 use crate::result::{AddResult, Interface, IpConfig};
 
 /// ADD: `lo` up; the result is the previous one, or `lo` with its addresses.
+///
+/// # Errors
+///
+/// There is no namespace, or `lo` has an address of another kind.
 pub fn add(call: &Call) -> Result<AddResult, Failure> {
     let previous = previous(call)?;
     let (mut pod, link) = open(call)?.ok_or_else(|| netns::missing(&call.env.netns))?;
@@ -52,6 +56,10 @@ pub fn add(call: &Call) -> Result<AddResult, Failure> {
 }
 
 /// DEL: `lo` down; no namespace is fine.
+///
+/// # Errors
+///
+/// The kernel's refusal.
 pub fn del(call: &Call) -> Result<(), Failure> {
     if call.env.netns.is_empty() {
         return Ok(());
@@ -67,6 +75,10 @@ pub fn del(call: &Call) -> Result<(), Failure> {
 }
 
 /// CHECK: `lo` is up.
+///
+/// # Errors
+///
+/// It is down, or cannot be looked at.
 pub fn check(call: &Call) -> Result<(), Failure> {
     let (_, link) = open(call)?.ok_or_else(|| netns::missing(&call.env.netns))?;
     if link.is_up() {

@@ -1,11 +1,12 @@
 //! The executable `flannel-cni`; installed under the name of each plugin it is to be.
+#![forbid(unsafe_code)]
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use cni::call::Environment;
 use cni::install;
-use cni::plugin::{self, Plugin};
+use cni::plugin;
 
 /// By this an installation knows the executable among others' plugins.
 #[used]
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     });
     let (mut stdin, mut stderr) = (io::stdin().lock(), io::stderr().lock());
     ExitCode::from(plugin::main(
-        Plugin::of(&program.to_string_lossy()),
+        plugin::named(&program.to_string_lossy()),
         env,
         &mut stdin,
         &mut Stdout,

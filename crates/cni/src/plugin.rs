@@ -4,155 +4,170 @@ use std::io::{Read, Write};
 
 use crate::call::{Call, Environment, Verb};
 use crate::failure::{Code, Failure};
-use crate::{bandwidth, bridge, flannel, host_local, loopback, netns, portmap, version};
+use crate::host_local::{self, HOST_LOCAL};
+use crate::offer::{self, Offer};
+use crate::{bandwidth, bridge, flannel, loopback, netns, portmap, version};
 
-/// What the executable is, by the name it was called as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plugin {
-    /// The meta plugin.
-    Flannel,
-    /// Links into a bridge.
-    Bridge,
-    /// Addresses.
-    HostLocal,
-    /// `lo`.
-    Loopback,
-    /// Ports of the host.
-    Portmap,
-    /// Limits of what is sent and received.
-    Bandwidth,
+/// Most bytes of a configuration: hundreds of times what a cluster's registry takes for all of a pod.
+const MOST_STDIN: u64 = 4 << 20;
+/// The executable's own name, under which it is flannel's plugin, as the first one is.
+const EXECUTABLE: &str = "flannel-cni";
+
+/// The plugins of the executable.
+static ALL: [Offer; 6] = [
+    Offer {
+        name: "flannel",
+        versions: &version::SUPPORTED,
+        add: flannel::add,
+        del: flannel::del::del,
+        check: flannel::check,
+        status: flannel::status,
+        gc: flannel::gc::gc,
+    },
+    Offer {
+        name: "bridge",
+        versions: &version::SUPPORTED,
+        add: |call| {
+            bridge::add(call, None)
+                .map_err(|e| e.failure)?
+                .print(&call.version)
+        },
+        del: bridge::del,
+        check: bridge::check,
+        status: bridge::status,
+        gc: bridge::gc,
+    },
+    Offer {
+        name: HOST_LOCAL,
+        versions: &version::SUPPORTED,
+        add: |call| host_local::add(call)?.print(&call.version),
+        del: host_local::del,
+        check: host_local::check,
+        status: host_local::status,
+        gc: host_local::gc,
+    },
+    Offer {
+        name: "loopback",
+        versions: &version::SUPPORTED,
+        add: |call| loopback::add(call)?.print(&call.version),
+        del: loopback::del,
+        check: loopback::check,
+        status: offer::nothing,
+        gc: offer::nothing,
+    },
+    portmap::OFFER,
+    bandwidth::OFFER,
+];
+
+/// The plugin of a file name.
+///
+/// # Errors
+///
+/// It is no plugin's: what another plugin was to do is not done by flannel's.
+pub fn named(program: &str) -> Result<&'static Offer, Failure> {
+    let name = program.rsplit('/').next().unwrap_or_default();
+    let [flannel, ..] = &ALL;
+    if name == EXECUTABLE {
+        return Ok(flannel);
+    }
+    let found = ALL.iter().find(|offer| offer.name == name);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = ALL.iter().map(|offer| offer.name).collect();
+        Failure::new(
+            Code::InvalidEnvironment,
+            format!(
+                "called as {name:?}: this executable is the plugin it is called as, one of {}",
+                names.join(", ")
+            ),
+        )
+    })
 }
 
-impl Plugin {
-    /// The plugin of a file name; any name that is not another plugin's is flannel's.
-    pub fn of(program: &str) -> Plugin {
-        match program.rsplit('/').next().unwrap_or_default() {
-            "bridge" => Plugin::Bridge,
-            "host-local" => Plugin::HostLocal,
-            "loopback" => Plugin::Loopback,
-            "portmap" => Plugin::Portmap,
-            "bandwidth" => Plugin::Bandwidth,
-            _ => Plugin::Flannel,
-        }
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Plugin::Flannel => "flannel",
-            Plugin::Bridge => "bridge",
-            Plugin::HostLocal => "host-local",
-            Plugin::Loopback => "loopback",
-            Plugin::Portmap => "portmap",
-            Plugin::Bandwidth => "bandwidth",
-        }
-    }
-
-    /// Versions it speaks, oldest first: results without interfaces say nothing to bandwidth.
-    pub fn versions(self) -> &'static [&'static str] {
-        let all = &version::SUPPORTED;
-        match self {
-            Plugin::Bandwidth => all.get(2..).unwrap_or_default(),
-            _ => all,
-        }
-    }
-
-    fn about(self) -> String {
-        let (name, version) = (self.name(), env!("CARGO_PKG_VERSION"));
-        let commit = option_env!("FLANNEL_COMMIT").unwrap_or("unknown");
-        match self {
-            Plugin::Flannel => format!(
-                "CNI Plugin flannel version v{version} ({}/{}) commit {commit}",
-                std::env::consts::OS,
-                match std::env::consts::ARCH {
-                    "x86_64" => "amd64",
-                    "aarch64" => "arm64",
-                    other => other,
-                }
-            ),
-            _ => format!("CNI {name} plugin v{version}"),
-        }
-    }
-
-    /// Does what a checked call asks for; the text is the answer, empty where there is none.
-    pub fn run(self, call: &Call) -> Result<String, Failure> {
-        let print = |result: crate::result::AddResult| result.print(&call.version);
-        let silent = |()| String::new();
-        match (self, call.verb) {
-            (Plugin::Flannel, Verb::Add) => flannel::add(call),
-            (Plugin::Flannel, Verb::Del) => flannel::del(call).map(silent),
-            (Plugin::Flannel, Verb::Check) => flannel::check(call).map(silent),
-            (Plugin::Flannel, Verb::Gc) => flannel::gc(call).map(silent),
-            (Plugin::Flannel, Verb::Status) => flannel::status(call).map(silent),
-            (Plugin::Bridge, Verb::Add) => bridge::add(call, None).map_err(|e| e.failure).and_then(print),
-            (Plugin::Bridge, Verb::Del) => bridge::del(call).map(silent),
-            (Plugin::Bridge, Verb::Check) => bridge::check(call).map(silent),
-            (Plugin::Bridge, Verb::Status) => bridge::status(call).map(silent),
-            (Plugin::Bridge, Verb::Gc) => bridge::gc(call).map(silent),
-            (Plugin::HostLocal, Verb::Add) => host_local::add(call).and_then(print),
-            (Plugin::HostLocal, Verb::Del) => host_local::del(call).map(silent),
-            (Plugin::HostLocal, Verb::Check) => host_local::check(call).map(silent),
-            (Plugin::HostLocal, Verb::Status) => host_local::status(call).map(silent),
-            (Plugin::HostLocal, Verb::Gc) => host_local::gc(call).map(silent),
-            (Plugin::Loopback, Verb::Add) => loopback::add(call).and_then(print),
-            (Plugin::Loopback, Verb::Del) => loopback::del(call).map(silent),
-            (Plugin::Loopback, Verb::Check) => loopback::check(call).map(silent),
-            (Plugin::Portmap, Verb::Add) => portmap::add(call).and_then(print),
-            (Plugin::Portmap, Verb::Del) => portmap::del(call).map(silent),
-            (Plugin::Portmap, Verb::Check) => portmap::check(call).map(silent),
-            (Plugin::Portmap, Verb::Gc) => portmap::gc(call).map(silent),
-            (Plugin::Bandwidth, Verb::Add) => bandwidth::add(call).and_then(print),
-            (Plugin::Bandwidth, Verb::Del) => bandwidth::del(call).map(silent),
-            (Plugin::Bandwidth, Verb::Check) => bandwidth::check(call).map(silent),
-            (Plugin::Bandwidth, Verb::Gc) => bandwidth::gc(call).map(silent),
-            _ => Ok(String::new()),
-        }
+fn about(plugin: &Offer) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let commit = option_env!("FLANNEL_COMMIT").unwrap_or("unknown");
+    match plugin.name {
+        "flannel" => format!(
+            "CNI Plugin flannel version v{version} ({}/{}) commit {commit}",
+            std::env::consts::OS,
+            match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            }
+        ),
+        name => format!("CNI {name} plugin v{version}"),
     }
 }
 
 /// Runs a call; returns the exit status.
 pub fn main(
-    plugin: Plugin,
+    plugin: Result<&Offer, Failure>,
     env: Environment,
     stdin: &mut dyn Read,
     stdout: &mut dyn Write,
     stderr: &mut dyn Write,
 ) -> u8 {
+    let plugin = match plugin {
+        Ok(plugin) => plugin,
+        Err(failure) if env.command.is_empty() => {
+            let _ = writeln!(stderr, "{failure}");
+            return 1;
+        }
+        Err(failure) => {
+            let _ = stdout.write_all(failure.to_json().as_bytes());
+            return 1;
+        }
+    };
     if env.command.is_empty() {
-        let _ = writeln!(stderr, "{}", plugin.about());
+        let _ = writeln!(stderr, "{}", about(plugin));
         let _ = writeln!(
             stderr,
             "CNI protocol versions supported: {}",
-            plugin.versions().join(", ")
+            plugin.versions.join(", ")
         );
         return 0;
     }
-    let (text, status) = match answer(plugin, env, stdin) {
-        Ok(text) => (text, 0),
-        Err(failure) => (failure.to_json(), 1),
+    let (text, status, added) = match answer(plugin, env, stdin) {
+        Ok((text, call)) => (text, 0, call.filter(|call| call.verb == Verb::Add)),
+        Err(failure) => (failure.to_json(), 1, None),
     };
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => status,
-        // Nobody hears the answer; the status is all that is left to say so.
-        Err(_) => 1,
+        // Nobody hears the answer; the status is all that is left to say so. An ADD whose result is lost has failed, and a failed
+        // one leaves nothing that its repetition would stumble over.
+        Err(_) => {
+            if let Some(call) = added {
+                let _ = plugin.run(&call.with_verb(Verb::Del));
+            }
+            1
+        }
     }
 }
 
-fn answer(plugin: Plugin, env: Environment, stdin: &mut dyn Read) -> Result<String, Failure> {
+/// What is to be printed, and the call it answers.
+fn answer(plugin: &Offer, env: Environment, stdin: &mut dyn Read) -> Result<(String, Option<Call>), Failure> {
     env.check()?;
     if env.command == Verb::Version.as_str() {
-        return Ok(version::answer(plugin.versions()));
+        return Ok((version::answer(plugin.versions), None));
     }
+    let unread = |why: String| Failure::new(Code::Io, format!("error reading from stdin: {why}"));
     let mut config = Vec::with_capacity(4096);
-    stdin
+    let mut bounded = stdin.take(MOST_STDIN + 1);
+    bounded
         .read_to_end(&mut config)
-        .map_err(|e| Failure::new(Code::Io, format!("error reading from stdin: {e}")))?;
+        .map_err(|e| unread(e.to_string()))?;
+    if config.len() as u64 > MOST_STDIN {
+        let most = MOST_STDIN >> 20;
+        return Err(unread(format!("a configuration of more than {most} MiB")));
+    }
     let call = Call::check(env, config)?;
-    version::check_supported(&call.version, plugin.versions())?;
+    version::check_supported(&call.version, plugin.versions)?;
     if matches!(call.verb, Verb::Add | Verb::Del) {
         netns::guard(&call.env)?;
     }
-    plugin.run(&call)
+    let text = plugin.run(&call)?;
+    Ok((text, Some(call)))
 }
 
 #[cfg(test)]
@@ -165,13 +180,7 @@ mod tests {
             found.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
         });
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let status = main(
-            Plugin::of(program),
-            env,
-            &mut stdin.as_bytes(),
-            &mut out,
-            &mut err,
-        );
+        let status = main(named(program), env, &mut stdin.as_bytes(), &mut out, &mut err);
         (
             status,
             String::from_utf8(out).unwrap(),
@@ -207,12 +216,12 @@ mod tests {
         };
         let mut out = Vec::new();
         assert_eq!(
-            main(Plugin::Flannel, env, &mut Never, &mut out, &mut Vec::new()),
+            main(named("flannel"), env, &mut Never, &mut out, &mut Vec::new()),
             0
         );
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            version::answer(Plugin::Flannel.versions())
+            version::answer(named("flannel").unwrap().versions)
         );
     }
 
@@ -231,7 +240,7 @@ mod tests {
         };
         let mut out = Vec::new();
         assert_eq!(
-            main(Plugin::Flannel, env, &mut Broken, &mut out, &mut Vec::new()),
+            main(named("flannel"), env, &mut Broken, &mut out, &mut Vec::new()),
             1
         );
         assert_eq!(
@@ -241,6 +250,40 @@ mod tests {
         let (status, out, _) = run("flannel", &[("COMMAND", "STATUS"), ("PATH", "/p")], "{");
         assert_eq!(status, 1);
         assert!(out.contains("\"code\": 6"), "{out}");
+    }
+
+    #[test]
+    fn call_when_its_name_is_no_plugins_is_refused_with_the_names_there_are() {
+        let names = "one of flannel, bridge, host-local, loopback, portmap, bandwidth";
+        for name in ["/opt/cni/bin/macvlan", "flannel2", "Flannel", ""] {
+            let (status, out, err) = run(name, &[("COMMAND", "ADD")], "{}");
+            assert_eq!((status, err.as_str()), (1, ""), "{name}");
+            assert!(out.contains("\"code\": 4") && out.contains(names), "{out}");
+            let (status, out, err) = run(name, &[], "");
+            assert_eq!((status, out.as_str()), (1, ""), "{name}");
+            assert!(err.contains(names), "{err}");
+        }
+        assert_eq!(named("/x/flannel-cni").unwrap().name, "flannel");
+    }
+
+    #[test]
+    fn configuration_when_it_has_no_end_is_refused() {
+        let env = Environment {
+            command: "STATUS".into(),
+            path: "/p".into(),
+            ..Environment::default()
+        };
+        let mut out = Vec::new();
+        let mut endless = std::io::repeat(b' ');
+        assert_eq!(
+            main(named("flannel"), env, &mut endless, &mut out, &mut Vec::new()),
+            1
+        );
+        let out = String::from_utf8(out).unwrap();
+        assert!(
+            out.contains("\"code\": 5") && out.contains("more than 4 MiB"),
+            "{out}"
+        );
     }
 
     #[test]

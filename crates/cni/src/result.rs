@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
-use crate::json::{FieldError, Object};
+use crate::json::{FieldError, JsonObject};
 use crate::ordered::Ordered;
 
 /// A result in no version: the newest shape, which holds what all others do.
@@ -85,7 +85,11 @@ impl Route {
     }
 
     /// Reads a route object.
-    pub fn parse(object: &Object<'_>) -> Result<Route, FieldError> {
+    ///
+    /// # Errors
+    ///
+    /// The field that is wrong.
+    pub fn parse(object: &JsonObject<'_>) -> Result<Route, FieldError> {
         let Some(dst) = object.cidr("dst")? else {
             return Err(object.wrong("dst", &Value::Null, "a CIDR such as \"10.0.0.0/8\""));
         };
@@ -156,7 +160,11 @@ pub struct Dns {
 
 impl Dns {
     /// Reads a `dns` object.
-    pub fn parse(object: &Object<'_>) -> Result<Dns, FieldError> {
+    ///
+    /// # Errors
+    ///
+    /// The field that is wrong.
+    pub fn parse(object: &JsonObject<'_>) -> Result<Dns, FieldError> {
         Ok(Dns {
             nameservers: object.strings("nameservers")?,
             domain: object.string("domain")?.unwrap_or_default().to_owned(),
@@ -202,7 +210,7 @@ fn shape(version: &str) -> Option<Shape> {
 
 /// The result's own version; one that names none has its configuration's.
 pub fn version_of(result: &Value, config_version: &str) -> String {
-    let own = Object::of(result)
+    let own = JsonObject::of(result)
         .ok()
         .and_then(|o| o.string("cniVersion").ok().flatten().map(str::to_owned));
     match own {
@@ -214,6 +222,10 @@ pub fn version_of(result: &Value, config_version: &str) -> String {
 
 impl AddResult {
     /// Reads a result of the given version.
+    ///
+    /// # Errors
+    ///
+    /// The field that is wrong.
     pub fn parse(result: &Value, version: &str) -> Result<AddResult, Failure> {
         let Some(shape) = shape(version) else {
             return Err(Failure::internal(format!(
@@ -221,7 +233,7 @@ impl AddResult {
             )));
         };
         let read = || {
-            let object = Object::of(result)?;
+            let object = JsonObject::of(result)?;
             match shape {
                 Shape::Blocks => read_blocks(&object),
                 Shape::Lists | Shape::Current => read_lists(&object),
@@ -231,6 +243,10 @@ impl AddResult {
     }
 
     /// Reads the `prevResult` of a configuration, which must be of the configuration's family of versions.
+    ///
+    /// # Errors
+    ///
+    /// Another family's version, or a field that is wrong.
     pub fn parse_previous(previous: &Value, config_version: &str) -> Result<AddResult, Failure> {
         let own = version_of(previous, config_version);
         let wanted = shape(config_version);
@@ -249,6 +265,10 @@ impl AddResult {
     }
 
     /// The result as text in the shape of a version.
+    ///
+    /// # Errors
+    ///
+    /// A version that has no shape for it.
     pub fn print(&self, version: &str) -> Result<String, Failure> {
         let version = if version.is_empty() { "0.1.0" } else { version };
         let tree = match shape(version) {
@@ -333,8 +353,8 @@ impl IpConfig {
     }
 }
 
-fn read_lists(object: &Object<'_>) -> Result<AddResult, FieldError> {
-    let interface = |o: &Object<'_>| {
+fn read_lists(object: &JsonObject<'_>) -> Result<AddResult, FieldError> {
+    let interface = |o: &JsonObject<'_>| {
         let text = |name: &str| Ok(o.string(name)?.unwrap_or_default().to_owned());
         Ok(Interface {
             name: text("name")?,
@@ -345,7 +365,7 @@ fn read_lists(object: &Object<'_>) -> Result<AddResult, FieldError> {
             pci_id: text("pciID")?,
         })
     };
-    let ip = |o: &Object<'_>| {
+    let ip = |o: &JsonObject<'_>| {
         let Some(address) = o.cidr("address")? else {
             return Err(o.wrong("address", &Value::Null, "a CIDR such as \"10.0.0.1/8\""));
         };
@@ -375,7 +395,7 @@ fn read_lists(object: &Object<'_>) -> Result<AddResult, FieldError> {
     })
 }
 
-fn read_blocks(object: &Object<'_>) -> Result<AddResult, FieldError> {
+fn read_blocks(object: &JsonObject<'_>) -> Result<AddResult, FieldError> {
     let mut result = AddResult {
         dns: Dns::parse(&object.object("dns")?)?,
         ..AddResult::default()

@@ -12,6 +12,10 @@ pub const CURRENT: &str = "1.1.0";
 pub type Number = (u64, u64, u64);
 
 /// Reads `1.0.0`, `1.0` or `1`; the empty text is 0.1.0.
+///
+/// # Errors
+///
+/// What is no number, in Go's words.
 pub fn parse(text: &str) -> Result<Number, String> {
     if text.is_empty() {
         return Ok((0, 1, 0));
@@ -32,6 +36,10 @@ pub fn parse(text: &str) -> Result<Number, String> {
 }
 
 /// Refuses a configuration whose version is not literally one of these.
+///
+/// # Errors
+///
+/// Code 1, naming the versions that are.
 pub fn check_supported(version: &str, supported: &[&str]) -> Result<(), Failure> {
     if supported.contains(&version) {
         return Ok(());
@@ -46,6 +54,10 @@ pub fn check_supported(version: &str, supported: &[&str]) -> Result<(), Failure>
 }
 
 /// Refuses a verb that the configuration's version does not have.
+///
+/// # Errors
+///
+/// Code 1.
 pub fn check_verb(version: &str, verb: &str, since: &str) -> Result<(), Failure> {
     let decoding = |text| Failure::new(Code::Decoding, text);
     let have = parse(version).map_err(decoding)?;
@@ -115,5 +127,41 @@ mod tests {
             check_verb("0.4.1", "CHECK", "0.4.0").unwrap_err().msg,
             "incompatible CNI versions"
         );
+    }
+
+    #[test]
+    fn version_when_it_has_one_to_three_parts_is_read_and_more_or_other_are_not() {
+        for (text, number) in [
+            ("", (0, 1, 0)),
+            ("1", (1, 0, 0)),
+            ("1.2", (1, 2, 0)),
+            ("1.2.3", (1, 2, 3)),
+        ] {
+            assert_eq!(parse(text), Ok(number), "{text}");
+        }
+        assert_eq!(
+            parse("1.2.3.4"),
+            Err("invalid version \"1.2.3.4\": too many parts".into())
+        );
+        for (text, part) in [
+            ("x", "major"),
+            ("1.x", "minor"),
+            ("1.1.x", "micro"),
+            ("1.", "minor"),
+        ] {
+            assert!(
+                parse(text)
+                    .unwrap_err()
+                    .contains(&format!("convert {part} version")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn verb_when_of_the_first_or_the_newest_version_that_has_it_is_allowed() {
+        assert_eq!(check_verb("0.4.0", "CHECK", "0.4.0"), Ok(()));
+        assert_eq!(check_verb(CURRENT, "GC", "1.1.0"), Ok(()));
+        assert_eq!(check_verb("1.0.0", "GC", "1.1.0").unwrap_err().code, 1);
     }
 }

@@ -18,6 +18,8 @@ mod calls;
 mod chain;
 #[path = "plugins/conformance_table.rs"]
 mod conformance_table;
+#[path = "plugins/edges.rs"]
+mod edges;
 #[path = "plugins/go.rs"]
 mod go;
 #[path = "plugins/golden.rs"]

@@ -163,3 +163,41 @@ fn json(status: StatusCode, text: String) -> Response<Body> {
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_when_it_is_of_an_api_left_out_is_refused_by_name_and_any_other_is_not_there() {
+        for path in [
+            "/v2",
+            "/v2/keys/x",
+            "/v3/kv/range",
+            "/v3beta",
+            "/v3alpha/x",
+            "/v3",
+        ] {
+            let response = refuse(path);
+            assert_eq!(response.status(), StatusCode::NOT_IMPLEMENTED, "{path}");
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+        }
+        for path in ["/", "/v2x", "/v3betas", "/healthy", "/x/v2"] {
+            assert_eq!(refuse(path).status(), StatusCode::NOT_FOUND, "{path}");
+        }
+    }
+
+    #[test]
+    fn method_when_no_server_knows_it_is_refused_by_its_name() {
+        let response = unknown("/etcdserverpb.Auth/UserAdd");
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("grpc-status"), "12");
+        assert!(
+            header("grpc-message").contains("Auth.UserAdd"),
+            "{}",
+            header("grpc-message")
+        );
+        assert!(has(&LEASE, "/etcdserverpb.Lease/LeaseGrant"));
+        assert!(!has(&LEASE, "/etcdserverpb.Lease/LeaseCheckpoint") && !has(&CLUSTER, "/x/LeaseGrant"));
+    }
+}

@@ -17,7 +17,6 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 mod authority;
-mod feed;
 mod http;
 mod listen;
 mod refusal;
@@ -33,12 +32,14 @@ use http::Router;
 use service::{Registry, Shared};
 use store::{Opened, Store};
 
+pub use store::Lost;
+
 /// How long a stop waits for the store's last user.
 const CLOSE: Duration = Duration::from_secs(1);
 
 /// What to serve and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
+pub struct ServeOptions {
     /// `HOST:PORT`, port 0 = a free one.
     pub listen: Vec<String>,
     /// Made when missing.
@@ -100,6 +101,7 @@ pub enum ServeError {
 pub struct Bound {
     addresses: Vec<SocketAddr>,
     urls: Vec<String>,
+    lost: Option<Lost>,
     done: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -114,7 +116,16 @@ impl Bound {
         &self.urls
     }
 
+    /// Commits that were acknowledged and that a damaged store has lost, for those who run it to be told of.
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost
+    }
+
     /// Completes when the server has stopped: everything acknowledged is on the disk and the directory is free.
+    ///
+    /// # Errors
+    ///
+    /// The first reason why it ended by itself.
     pub async fn finished(self) -> Result<(), ServeError> {
         self.done
             .await
@@ -124,7 +135,7 @@ impl Bound {
 
 /// Starts a server on the current tokio runtime; it serves when this returns, and stops when `shutdown` completes.
 pub async fn serve(
-    options: Options,
+    options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Bound, ServeError> {
     let tls = options.tls.as_ref().map(tls::acceptor).transpose()?;
@@ -150,6 +161,7 @@ pub async fn serve(
         writer,
         closed,
     } = Store::open(&options.data_dir)?;
+    let lost = store.lost;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let shared = Shared {
         store,
@@ -186,6 +198,7 @@ pub async fn serve(
     Ok(Bound {
         addresses,
         urls,
+        lost,
         done,
     })
 }

@@ -11,13 +11,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::refusal::Refusal;
-use crate::store::{Store, Writer};
+use crate::store::{Store, TERM, Writer};
 use crate::watch;
 
 /// The API level spoken, as clients compare it.
 pub const ETCD_VERSION: &str = "3.4.0";
-/// The only term there ever is; a real etcd's first is 2 as well.
-const TERM: u64 = 2;
 
 /// What every service needs.
 #[derive(Debug)]
@@ -36,16 +34,6 @@ pub struct Shared {
 #[derive(Debug, Clone)]
 pub struct Registry(pub Arc<Shared>);
 
-/// A header with everything in it.
-pub fn full_header(store: &Store, revision: i64) -> pb::ResponseHeader {
-    pb::ResponseHeader {
-        cluster_id: store.cluster_id,
-        member_id: store.member_id,
-        revision,
-        raft_term: TERM,
-    }
-}
-
 /// Refuses a method this server does not have, by its name.
 fn not_built_in<T>(method: &str) -> Result<Response<T>, Status> {
     Err(Refusal::NotBuiltIn(method.into()).into())
@@ -57,13 +45,13 @@ impl Registry {
     }
 
     fn present(&self) -> pb::ResponseHeader {
-        full_header(self.store(), self.store().visible())
+        self.store().header(self.store().visible())
     }
 
     /// Says who answers; the store only knows the revision.
     fn sign(&self, header: &mut Option<pb::ResponseHeader>) {
         let revision = header.map_or_else(|| self.store().visible(), |header| header.revision);
-        *header = Some(full_header(self.store(), revision));
+        *header = Some(self.store().header(revision));
     }
 }
 
@@ -280,7 +268,7 @@ impl pb::cluster_server::Cluster for Registry {
             ..Default::default()
         };
         // COMPAT: etcd's reply to this call carries no revision.
-        let header = Some(full_header(self.store(), 0));
+        let header = Some(self.store().header(0));
         Ok(Response::new(pb::MemberListResponse {
             header,
             members: vec![member],

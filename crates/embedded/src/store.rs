@@ -10,11 +10,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use etcd_proto::etcdserverpb as pb;
 use tokio::sync::oneshot;
 
-use crate::feed::Feed;
 use crate::refusal::Refusal;
 
+mod acknowledged;
 mod check;
 mod disk;
+mod feed;
 mod history;
 mod index;
 mod lease;
@@ -26,13 +27,19 @@ mod state;
 mod txn;
 mod writer;
 
-pub use disk::OpenError;
+pub use disk::{Lost, OpenError};
+pub use feed::{Inbox, Tap};
 pub use span::Span;
 pub use state::{Change, Revision};
 pub use writer::Writer;
 
+use acknowledged::Acknowledged;
+use feed::Feed;
 use history::Disk;
 use state::State;
+
+/// The only term there ever is; a real etcd's first is 2 as well.
+pub const TERM: u64 = 2;
 
 /// Operations in one level of a transaction (etcd's `--max-txn-ops`).
 pub const MAX_TXN_OPS: usize = 128;
@@ -56,6 +63,9 @@ pub struct Store {
     pub cluster_id: u64,
     /// Likewise.
     pub member_id: u64,
+    /// Commits that are gone, if some are.
+    pub lost: Option<Lost>,
+    acknowledged: Acknowledged,
     /// INVARIANT: the last two fields, so that whoever sees `_open` gone may open the directory again.
     _lock: File,
     _open: oneshot::Sender<()>,
@@ -103,6 +113,8 @@ impl Store {
             feed: Feed::new(loaded.revision),
             cluster_id: loaded.cluster_id,
             member_id: loaded.member_id,
+            lost: loaded.lost,
+            acknowledged: loaded.acknowledged,
             _lock: loaded.lock,
             _open: open,
         });
@@ -116,6 +128,16 @@ impl Store {
             writer,
             closed: Closed(closed),
         })
+    }
+
+    /// A header with everything in it.
+    pub fn header(&self, revision: i64) -> pb::ResponseHeader {
+        pb::ResponseHeader {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            revision,
+            raft_term: TERM,
+        }
     }
 
     /// The newest revision readers see.

@@ -13,9 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tonic::{Status, Streaming};
 
-use crate::feed::{Inbox, Tap};
 use crate::refusal::Refusal;
-use crate::store::{Change, Span, Store};
+use crate::store::{Change, Inbox, Span, Store, Tap};
 
 /// How often a watcher that asked for progress hears of it when nothing else is sent (etcd's default).
 const PROGRESS_EVERY: Duration = Duration::from_secs(600);
@@ -265,7 +264,7 @@ impl Stream {
     }
 
     fn response(&self, watch_id: i64, revision: i64) -> pb::WatchResponse {
-        let header = Some(crate::service::full_header(&self.store, revision));
+        let header = Some(self.store.header(revision));
         pb::WatchResponse {
             header,
             watch_id,
@@ -298,3 +297,6 @@ impl Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

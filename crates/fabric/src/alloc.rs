@@ -125,12 +125,55 @@ pub fn decide(
     // An incompatible lease of ours still counts as taken, and so do entries that only look like leases: the reference
     // would forward to the first, and creating the key of the second would fail.
     let unusable = listing.rejected.iter().filter_map(|entry| claimed_by(&entry.key));
-    let taken: Vec<Subnet> = listing.leases.keys().copied().chain(unusable).collect();
-    let subnet = choose(config, &taken, previous, random)?;
+    let others = listing.leases.values().filter(|lease| !me.own(config, lease));
+    // But for the halves of ours that still fit: a family that comes or goes leaves the other as it is, and the pods in it.
+    let kept = halves_kept(config, &ours, previous);
+    let rest = ours.iter().filter_map(|lease| {
+        let differs = |family| {
+            lease
+                .subnet
+                .of(family)
+                .filter(|net| kept.and_then(|k| k.of(family)) != Some(*net))
+        };
+        Subnet::new(v4_of(differs(Family::V4)), v6_of(differs(Family::V6)))
+    });
+    let all = others.map(|lease| lease.subnet).chain(rest).chain(unusable);
+    let taken: Vec<Subnet> = all.filter_map(|subnet| inside(config, &subnet)).collect();
+    let subnet = choose(config, &taken, kept.or(previous), random)?;
     Ok(Decision {
         action: Action::Take(subnet),
         also_ours: also_ours(None),
     })
+}
+
+/// The half of each family that a node keeps: that of its previous subnet, else that of its oldest lease, where it fits the config.
+fn halves_kept(config: &NetworkConfig, ours: &[&Lease], previous: Option<Subnet>) -> Option<Subnet> {
+    let mut by_age: Vec<&&Lease> = ours.iter().collect();
+    by_age.sort_by_key(|lease| (lease.created, lease.subnet));
+    let kept = |family| {
+        let space = config.space(family)?;
+        let leased = by_age.iter().map(|lease| lease.subnet);
+        let halves = previous
+            .into_iter()
+            .chain(leased)
+            .filter_map(|subnet| subnet.of(family));
+        halves.into_iter().find(|net| half_fits(space, *net))
+    };
+    Subnet::new(v4_of(kept(Family::V4)), v6_of(kept(Family::V6)))
+}
+
+fn v4_of(net: Option<IpNet>) -> Option<Ipv4Net> {
+    match net {
+        Some(IpNet::V4(net)) => Some(net),
+        _ => None,
+    }
+}
+
+fn v6_of(net: Option<IpNet>) -> Option<Ipv6Net> {
+    match net {
+        Some(IpNet::V6(net)) => Some(net),
+        _ => None,
+    }
 }
 
 /// The lease of another node that overlaps `lease` and was created before it: the one that wins.
@@ -144,8 +187,25 @@ pub fn older_rival<'a>(
 ) -> Option<&'a Lease> {
     let rank = |lease: &Lease| (lease.created, lease.subnet);
     listing.leases.values().find(|other| {
-        rank(other) < rank(lease) && other.subnet.overlaps(&lease.subnet) && !me.own(config, other)
+        rank(other) < rank(lease)
+            && inside(config, &other.subnet).is_some_and(|other| other.overlaps(&lease.subnet))
+            && !me.own(config, other)
     })
+}
+
+/// Those halves of a subnet that are parts of their Network. What is all of it or more is served by nobody: one such entry must
+/// not keep every node from its subnet.
+fn inside(config: &NetworkConfig, subnet: &Subnet) -> Option<Subnet> {
+    let is_part = |half: IpNet| {
+        let space = config.space(Family::of_net(half));
+        space.is_some_and(|Space { network, .. }| {
+            network.contains(&half) && network.prefix_len() < half.prefix_len()
+        })
+    };
+    Subnet::new(
+        subnet.v4.filter(|half| is_part(IpNet::V4(*half))),
+        subnet.v6.filter(|half| is_part(IpNet::V6(*half))),
+    )
 }
 
 /// The subnet a key claims, also where the key is not spelt as it must be.
@@ -186,14 +246,8 @@ pub fn choose(
         let base = free.get(index).map(|base| address(family, *base));
         Ok(base.and_then(|base| IpNet::new(base, space.subnet_len).ok()))
     };
-    let v4: Option<Ipv4Net> = half(Family::V4)?.and_then(|net| match net {
-        IpNet::V4(net) => Some(net),
-        IpNet::V6(_) => None,
-    });
-    let v6: Option<Ipv6Net> = half(Family::V6)?.and_then(|net| match net {
-        IpNet::V6(net) => Some(net),
-        IpNet::V4(_) => None,
-    });
+    let v4 = v4_of(half(Family::V4)?);
+    let v6 = v6_of(half(Family::V6)?);
     Subnet::new(v4, v6).ok_or(AllocError::NoFamily)
 }
 

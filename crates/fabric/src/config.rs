@@ -4,6 +4,7 @@
 //! [`Declared::validate`] checks that subnets can be allocated from it and fills in what was left out. With Kubernetes the
 //! cluster hands out the subnets, and [`Declared::without_allocation`] takes the place of the second step.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -11,8 +12,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::go_json::{Fields, GoJsonError};
 use crate::object::Family;
 
+mod idle;
+
+pub use idle::without_effect;
+
 /// Type of the backend where the config has no `Backend` key, whatever flannel's documentation says.
 const DEFAULT_BACKEND: &str = "udp";
+/// Bytes of the largest config that is read; every node keeps it, in memory and on disk.
+const LARGEST: usize = 256 << 10;
+/// What stands for the `Backend` object where there is none; one that is written as this lacks a type and is refused.
+const NO_BACKEND: &str = "{}";
 
 /// Why a network config cannot be used. Nothing but another config helps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +29,9 @@ pub enum ConfigError {
     /// The text or one of its fields has the wrong form.
     #[error("network config: {0}")]
     Json(#[from] GoJsonError),
+    /// It is too large for one.
+    #[error("network config: {0} bytes: expected at most {LARGEST}")]
+    TooLarge(usize),
     /// Both families are switched off.
     #[error("network config: EnableIPv4 and EnableIPv6 are false: expected at least one to be true")]
     NoFamily,
@@ -35,13 +47,35 @@ pub enum ConfigError {
     },
 }
 
-/// The backend's part of the config, which only the backend can read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The backend's part of the config, which only the backend can read. It may hold keys, so its text form shows its type only.
+#[derive(Clone, PartialEq, Eq)]
 pub struct RawBackend {
     /// `Backend.Type` in lower case.
     pub kind: String,
     /// The whole `Backend` object as it was written; `{}` when there is none.
     pub json: String,
+}
+
+impl RawBackend {
+    /// The fields of the `Backend` object; errors name them with that in front, as in `Backend.VNI`.
+    ///
+    /// # Errors
+    ///
+    /// When it is no object.
+    pub fn fields(&self) -> Result<Fields<'_>, GoJsonError> {
+        Fields::parse_inside(&self.json, "Backend.".to_owned())
+    }
+
+    /// Whether the config has no `Backend` key, and so the type that stands for that.
+    pub fn is_left_out(&self) -> bool {
+        self.json == NO_BACKEND
+    }
+}
+
+impl fmt::Debug for RawBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RawBackend {:?}", self.kind)
+    }
 }
 
 /// Addresses of one family and how they are cut into subnets.
@@ -135,6 +169,9 @@ impl Declared {
     /// elsewhere. Stricter than Go in two points: `IPv6Network` must not be IPv4, and a `Backend` without a type is refused
     /// here and not by a later lookup of the empty name.
     pub fn parse(json: &[u8]) -> Result<Declared, ConfigError> {
+        if json.len() > LARGEST {
+            return Err(ConfigError::TooLarge(json.len()));
+        }
         let text = String::from_utf8_lossy(json);
         let fields = Fields::parse(&text)?;
         let network = cidr(&fields, "Network", "an IPv4 CIDR in quotes", |net| match net {
@@ -250,7 +287,7 @@ fn backend(fields: &Fields<'_>) -> Result<RawBackend, GoJsonError> {
     let Some(json) = fields.raw("Backend") else {
         return Ok(RawBackend {
             kind: DEFAULT_BACKEND.to_owned(),
-            json: "{}".to_owned(),
+            json: NO_BACKEND.to_owned(),
         });
     };
     const EXPECTED: &str = "the name of a backend, such as \"vxlan\"";

@@ -27,15 +27,20 @@ pub enum GoJsonError {
     #[error("expected a JSON object, found {0}")]
     NotObject(String),
     /// A field holds something its reader cannot take.
-    #[error("{field} is {value}: expected {expected}")]
-    Field {
-        /// The field's name as documented, with the names of the objects around it (`Backend.Type`).
-        field: String,
-        /// The field's JSON text, shortened when long.
-        value: String,
-        /// What would have been right.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Field(#[from] FieldError),
+}
+
+/// A field holds something its reader cannot take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}: expected {expected}")]
+pub struct FieldError {
+    /// The field's name as documented, with the names of the objects around it (`Backend.Type`, `ipam.ranges[0]`).
+    pub field: String,
+    /// The field's JSON text, shortened when long.
+    pub value: String,
+    /// What would have been right.
+    pub expected: &'static str,
 }
 
 /// A JSON object as its fields in the order of the text, values unread.
@@ -47,11 +52,15 @@ pub struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Splits an object into fields. Blanks may surround it, nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When the text is no JSON or no object.
     pub fn parse(text: &'a str) -> Result<Fields<'a>, GoJsonError> {
         Fields::parse_inside(text, String::new())
     }
 
-    fn parse_inside(text: &'a str, inside: String) -> Result<Fields<'a>, GoJsonError> {
+    pub(crate) fn parse_inside(text: &'a str, inside: String) -> Result<Fields<'a>, GoJsonError> {
         let Pairs(pairs) = serde_json::from_str(text).map_err(|error| match serde_json::from_str(text) {
             Ok::<&RawValue, _>(other) if !other.get().starts_with('{') => {
                 GoJsonError::NotObject(shorten(other.get()))
@@ -81,6 +90,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A number without sign, point or exponent that fits 32 bits.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn u32(&self, name: &str) -> Result<Option<u32>, GoJsonError> {
         self.typed(
             name,
@@ -94,26 +107,46 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number with an optional sign, without point or exponent, that fits 64 bits.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn i64(&self, name: &str) -> Result<Option<i64>, GoJsonError> {
         self.typed(name, "a whole number, without quotes", |raw| raw.parse().ok())
     }
 
     /// `true` or `false`.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn bool(&self, name: &str) -> Result<Option<bool>, GoJsonError> {
         self.typed(name, "true or false, without quotes", |raw| raw.parse().ok())
     }
 
     /// A string.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn string(&self, name: &str) -> Result<Option<String>, GoJsonError> {
         self.typed(name, "a string", unquote)
     }
 
     /// A string that is an IP address of either family.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn ip(&self, name: &str) -> Result<Option<IpAddr>, GoJsonError> {
         self.typed(name, "an IP address in quotes", |raw| unquote(raw)?.parse().ok())
     }
 
     /// A string that is an IPv4 address; one mapped into IPv6 (`::ffff:192.0.2.1`) is one too.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn ipv4(&self, name: &str) -> Result<Option<Ipv4Addr>, GoJsonError> {
         self.typed(name, "an IPv4 address in quotes", |raw| {
             match unquote(raw)?.parse().ok()? {
@@ -124,6 +157,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A string that is an IPv6 address and not an IPv4 address mapped into IPv6.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn ipv6(&self, name: &str) -> Result<Option<Ipv6Addr>, GoJsonError> {
         self.typed(name, "an IPv6 address in quotes", |raw| {
             unquote(raw)?
@@ -134,6 +171,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A string that is a prefix of either family, host bits kept.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn cidr(&self, name: &str) -> Result<Option<IpNet>, GoJsonError> {
         self.typed(name, "a CIDR in quotes, such as \"10.0.0.0/8\"", |raw| {
             parse_cidr(&unquote(raw)?)
@@ -141,6 +182,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A nested object, whose errors name this field too.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else; absence is none.
     pub fn object(&self, name: &str) -> Result<Option<Fields<'a>>, GoJsonError> {
         let Some(raw) = self.get(name) else {
             return Ok(None);
@@ -154,11 +199,11 @@ impl<'a> Fields<'a> {
 
     /// The error for a field whose type is right and whose value is not.
     pub fn wrong(&self, name: &str, value: &str, expected: &'static str) -> GoJsonError {
-        GoJsonError::Field {
+        GoJsonError::Field(FieldError {
             field: format!("{}{name}", self.inside),
             value: shorten(value),
             expected,
-        }
+        })
     }
 
     fn typed<T>(
@@ -190,6 +235,10 @@ pub(crate) fn parse_length(text: &str) -> Option<u8> {
 }
 
 /// A JSON text without blanks between its tokens and with Go's escapes inside its strings: what Go makes of a raw value.
+///
+/// # Errors
+///
+/// When the text is no JSON.
 pub fn compact(text: &str) -> Result<String, GoJsonError> {
     let raw: &RawValue = serde_json::from_str(text).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
     let mut out = String::with_capacity(raw.get().len());
@@ -257,7 +306,7 @@ fn unquote(raw: &str) -> Option<String> {
 }
 
 /// Go's field name matching: ASCII case, and the two letters outside ASCII that fold into it.
-fn equal_fold(a: &str, b: &str) -> bool {
+pub fn equal_fold(a: &str, b: &str) -> bool {
     let fold = |c: char| match c {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',
@@ -267,7 +316,7 @@ fn equal_fold(a: &str, b: &str) -> bool {
 }
 
 /// A value for a message: at most 80 characters, the rest as `…`.
-pub(crate) fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
@@ -420,5 +469,86 @@ mod tests {
         ] {
             assert_eq!(parse_cidr(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn fields_when_asked_for_a_type_then_read_or_named() {
+        let text = r#"{"n":-7,"b":false,"s":"x","ip":"192.0.2.1","six":"2001:db8::1","mapped":"::ffff:192.0.2.1",
+            "net":"10.1.2.3/16","nothing":null,"o":{"a":1}}"#;
+        let fields = Fields::parse(text).unwrap();
+        assert_eq!(fields.i64("n"), Ok(Some(-7)));
+        assert_eq!(fields.bool("b"), Ok(Some(false)));
+        assert_eq!(fields.string("s"), Ok(Some("x".to_owned())));
+        assert_eq!(fields.ip("ip"), Ok("192.0.2.1".parse().ok()));
+        assert_eq!(fields.ip("six"), Ok("2001:db8::1".parse().ok()));
+        assert_eq!(fields.ipv4("ip"), Ok("192.0.2.1".parse().ok()));
+        assert_eq!(fields.ipv4("mapped"), Ok("192.0.2.1".parse().ok()));
+        assert_eq!(fields.ipv6("six"), Ok("2001:db8::1".parse().ok()));
+        assert_eq!(fields.cidr("net"), Ok("10.1.2.3/16".parse().ok()));
+        assert_eq!(fields.object("o").unwrap().unwrap().u32("a"), Ok(Some(1)));
+        assert_eq!(
+            (fields.raw("NOTHING"), fields.get("nothing")),
+            (Some("null"), None)
+        );
+        assert_eq!((fields.raw("none"), fields.get("s")), (None, Some("\"x\"")));
+        for absent in ["nothing", "none"] {
+            assert_eq!((fields.i64(absent), fields.bool(absent)), (Ok(None), Ok(None)));
+            assert_eq!((fields.ip(absent), fields.cidr(absent)), (Ok(None), Ok(None)));
+            assert!(fields.object(absent).unwrap().is_none());
+        }
+        let all = [
+            fields.i64("s").err(),
+            fields.bool("s").err(),
+            fields.string("n").err(),
+            fields.ip("s").err(),
+            fields.ipv4("six").err(),
+            fields.ipv6("mapped").err(),
+            fields.cidr("ip").err(),
+        ];
+        let all: Vec<String> = all.into_iter().flatten().map(|error| error.to_string()).collect();
+        assert_eq!(
+            all,
+            [
+                "s is \"x\": expected a whole number, without quotes",
+                "s is \"x\": expected true or false, without quotes",
+                "n is -7: expected a string",
+                "s is \"x\": expected an IP address in quotes",
+                "six is \"2001:db8::1\": expected an IPv4 address in quotes",
+                "mapped is \"::ffff:192.0.2.1\": expected an IPv6 address in quotes",
+                "ip is \"192.0.2.1\": expected a CIDR in quotes, such as \"10.0.0.0/8\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn fields_when_walked_then_all_in_the_order_of_the_text() {
+        let fields = Fields::parse(r#"{"b":1,"a":null,"B":"x"}"#).unwrap();
+        let all: Vec<(&str, &str)> = fields.iter().map(|(name, raw)| (name, raw.get())).collect();
+        assert_eq!(all, [("b", "1"), ("a", "null"), ("B", "\"x\"")]);
+    }
+
+    /// Half of a surrogate pair: an object, as far as its braces go.
+    #[test]
+    fn parse_when_a_name_cannot_be_read_then_it_is_the_syntax() {
+        let error = Fields::parse(r#"{"\ud800":1}"#).unwrap_err();
+        assert!(matches!(error, GoJsonError::Syntax(_)), "{error}");
+    }
+
+    #[test]
+    fn text_when_written_then_go_escapes_five_characters_and_the_controls_and_no_more() {
+        let mut out = String::new();
+        write_quoted(&mut out, " !<>&\u{2028}\u{2029}\u{1f}~");
+        assert_eq!(out, "\" !\\u003c\\u003e\\u0026\\u2028\\u2029\\u001f~\"");
+        assert_eq!(
+            compact("[\t1,\r\n\"\\\\\", \"a\\\" b\"]").unwrap(),
+            "[1,\"\\\\\",\"a\\\" b\"]"
+        );
+    }
+
+    #[test]
+    fn value_when_long_then_cut_for_a_message() {
+        let eighty = "\u{e4}".repeat(80);
+        assert_eq!(shorten(&eighty), eighty);
+        assert_eq!(shorten(&format!("{eighty}x")), format!("{eighty}\u{2026}"));
     }
 }

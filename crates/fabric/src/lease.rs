@@ -5,6 +5,7 @@
 //! share a registry; readers take every form that Go flannel since 0.11 wrote, and no more, so that a stray entry cannot pass
 //! for a lease.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
@@ -12,11 +13,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::digest::fnv1a;
 use crate::go_json::{Fields, GoJsonError, parse_length, shorten, write_compact, write_quoted};
 use crate::object::Family;
 
+mod backend_type;
+
+pub use self::backend_type::BackendType;
+
 /// Key text of the IPv4 half of a lease that has none.
 const NO_V4: &str = "0.0.0.0-0";
+/// Bytes of the longest key that is looked at; the longest of a lease has 62.
+const LONGEST_KEY: usize = 128;
+/// Bytes of the largest value that is a lease's. Backends publish some 100 to 400; the reference's extension backend whatever a
+/// command prints, such as a certificate of a few thousand. Every node keeps the values of all others.
+pub const LARGEST_VALUE: usize = 16 << 10;
 
 /// The subnets of one lease: of either family or of both.
 ///
@@ -68,6 +79,9 @@ impl Subnet {
     /// IPv4 lengths are 1 to 31 and IPv6 lengths 1 to 127 as there; only `0.0.0.0-0&` before an IPv6 half stands for no IPv4.
     pub fn parse_key(text: &str) -> Result<Subnet, SubnetKeyError> {
         let form = || SubnetKeyError::Form(shorten(text));
+        if text.len() > LONGEST_KEY {
+            return Err(form());
+        }
         let (v4_text, v6_text) = match text.split_once('&') {
             Some((v4, v6)) => (v4, Some(v6)),
             None => (text, None),
@@ -152,7 +166,7 @@ pub struct Attributes {
     /// IPv6 address at which peers reach the node.
     pub public_ip6: Option<Ipv6Addr>,
     /// The backend's type; empty for `udp`, `alloc` and `tencent-vpc`, which never published theirs.
-    pub backend_type: Box<str>,
+    pub backend_type: BackendType,
     /// What the backend needs to know of the node for IPv4: valid JSON text, compact ([`crate::go_json::compact`]).
     pub data: Option<Box<str>>,
     /// The same for IPv6.
@@ -165,6 +179,9 @@ pub enum AttributesError {
     /// The value or one of its fields has the wrong form.
     #[error("lease value: {0}")]
     Json(#[from] GoJsonError),
+    /// It is too large for one.
+    #[error("lease value has more bytes than a lease needs: expected at most {LARGEST_VALUE}")]
+    TooLarge,
 }
 
 impl Attributes {
@@ -173,6 +190,9 @@ impl Attributes {
     /// A missing `PublicIP` is `0.0.0.0`, a missing or `null` `PublicIPv6` is none; anything else that is no address of that
     /// family is an error.
     pub fn parse(json: &[u8]) -> Result<Attributes, AttributesError> {
+        if json.len() > LARGEST_VALUE {
+            return Err(AttributesError::TooLarge);
+        }
         let text = String::from_utf8_lossy(json);
         let fields = Fields::parse(&text)?;
         let public_ip = match fields.raw("PublicIP") {
@@ -252,7 +272,7 @@ impl Lease {
     /// Reads one registry entry: the key text after `<prefix>/subnets/`, the value and the create revision.
     pub fn read(key: &str, value: &[u8], created: i64) -> Result<Lease, Rejected> {
         let rejected = |reason: String| Rejected {
-            key: key.to_owned(),
+            key: name_of(key).into_owned(),
             reason,
         };
         let subnet = Subnet::parse_key(key).map_err(|e| rejected(e.to_string()))?;
@@ -265,10 +285,23 @@ impl Lease {
     }
 }
 
+/// What an entry is called: its key, and where that is longer than any lease's its beginning with a digest of it. A name's name
+/// is the same.
+pub fn name_of(key: &str) -> Cow<'_, str> {
+    if key.len() <= LONGEST_KEY {
+        return Cow::Borrowed(key);
+    }
+    let begins = key
+        .get(..key.floor_char_boundary(LONGEST_KEY / 2))
+        .unwrap_or_default();
+    let digest = fnv1a(key.as_bytes());
+    Cow::Owned(format!("{begins}… ({} bytes, {digest:016x})", key.len()))
+}
+
 /// An entry among the leases that is none. It is reported and otherwise left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// Key text after `<prefix>/subnets/`.
+    /// What it is [called](name_of).
     pub key: String,
     /// What is wrong with the key or the value.
     pub reason: String,
@@ -294,6 +327,8 @@ pub struct Delta {
     pub changes: Vec<(Subnet, Option<Lease>)>,
     /// Entries that changed and are no leases.
     pub rejected: Vec<Rejected>,
+    /// Entries that are gone and were no leases, by what they are [called](name_of).
+    pub gone: Vec<String>,
 }
 
 /// What a registry delivers.
@@ -324,7 +359,7 @@ where
                     entry.insert(lease);
                 }
                 Entry::Occupied(_) => snapshot.rejected.push(Rejected {
-                    key: key.as_ref().to_owned(),
+                    key: name_of(key.as_ref()).into_owned(),
                     reason: "listed twice; the first is used".to_owned(),
                 }),
             },

@@ -5,15 +5,21 @@
 #![forbid(unsafe_code)]
 
 pub mod alloc;
+pub mod causes;
 pub mod config;
 pub mod diff;
+pub mod digest;
 pub mod go_json;
+pub mod kind;
 pub mod lease;
 pub mod node;
 pub mod object;
 pub mod overlap;
 pub mod ownership;
+pub mod parameter;
 pub mod plan;
+pub mod printable;
+pub mod readiness;
 pub mod rules;
 pub mod status;
 pub mod subnet_env;

@@ -1,11 +1,16 @@
 //! What a plan has to know of the host it is for.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
 
 use crate::config::NetworkConfig;
 use crate::lease::{Attributes, Subnet};
-use crate::object::{Family, LinkName, Mac};
+use crate::object::{Family, LinkName};
 
 /// The link and addresses the fabric leans on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +27,8 @@ pub struct Underlay {
     pub public4: Option<Ipv4Addr>,
     /// IPv6 address that peers use.
     pub public6: Option<Ipv6Addr>,
+    /// IPv4 prefixes of the segments that this host is connected to by whatever link: their broadcast addresses are no host's.
+    pub segments: Vec<Ipv4Net>,
 }
 
 impl Underlay {
@@ -42,23 +49,64 @@ impl Underlay {
     }
 }
 
-/// What this node is known by to its peers beyond its addresses, per family: published in the lease, set on the device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Identity {
-    /// VTEP MAC of the IPv4 device.
-    pub mac4: Option<Mac>,
-    /// VTEP MAC of the IPv6 device.
-    pub mac6: Option<Mac>,
+/// What this node is known by to its peers beyond its addresses, such as hardware addresses or a public key: published in the
+/// lease, set on devices.
+///
+/// Only the backend that made it knows what is in it; everybody else keeps it and compares it. It may hold keys, so it has no
+/// text form.
+#[derive(Clone, Default)]
+pub struct Identity(Option<Arc<dyn Content>>);
+
+/// Anything that can be compared with another of its type.
+trait Content: Any + Send + Sync {
+    fn is_equal(&self, other: &dyn Any) -> bool;
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl<T: Any + Eq + Send + Sync> Content for T {
+    fn is_equal(&self, other: &dyn Any) -> bool {
+        other.downcast_ref::<T>() == Some(self)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 impl Identity {
-    /// The VTEP MAC of a family's device.
-    pub fn mac(&self, family: Family) -> Option<Mac> {
-        match family {
-            Family::V4 => self.mac4,
-            Family::V6 => self.mac6,
+    /// Takes what a backend is known by.
+    pub fn new<T: Any + Eq + Send + Sync>(content: T) -> Identity {
+        Identity(Some(Arc::new(content)))
+    }
+
+    /// What is in it, if that is a `T`.
+    pub fn open<T: Any>(&self) -> Option<&T> {
+        (**self.0.as_ref()?).as_any().downcast_ref()
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Identity) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => one.is_equal((**other).as_any()),
+            (one, other) => one.is_none() && other.is_none(),
         }
     }
+}
+
+impl Eq for Identity {}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+/// What the daemon found out for the backend's [needs](crate::plan::Need).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provided {
+    /// Peers that the kernel routes to without a gateway, and the link it does so through.
+    pub direct: BTreeMap<IpAddr, LinkName>,
 }
 
 /// A node of the fabric: this host, with the subnet it holds.
@@ -72,22 +120,41 @@ pub struct Node {
     pub subnet: Subnet,
     /// What our lease says of us.
     pub identity: Identity,
-    /// Peers that the kernel routes to without a gateway, and the link it does so through. Asked of the kernel, and only
-    /// when the backend [wants it](crate::plan::Backend::wants_direct).
-    pub direct: BTreeMap<IpAddr, LinkName>,
+    /// What the backend needs to know besides.
+    pub provided: Provided,
 }
 
 impl Node {
     /// Lease attributes with the advertised addresses of the families in use; the backend adds its data.
-    pub fn base_attributes(network: &NetworkConfig, underlay: &Underlay, backend_type: &str) -> Attributes {
+    pub fn base_attributes(network: &NetworkConfig, underlay: &Underlay, wire_type: &str) -> Attributes {
         let v4 = network.space(Family::V4).and(underlay.public4);
         let v6 = network.space(Family::V6).and(underlay.public6);
         Attributes {
             public_ip: v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
             public_ip6: v6,
-            backend_type: backend_type.into(),
+            backend_type: wire_type.into(),
             data: None,
             data6: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_when_compared_then_by_type_and_content_and_its_text_shows_nothing() {
+        let key = Identity::new("PRIVATE".to_owned());
+        assert_eq!(key, Identity::new("PRIVATE".to_owned()));
+        assert_ne!(key, Identity::new("OTHER".to_owned()));
+        assert_ne!(key, Identity::new(7_u32));
+        assert_ne!(key, Identity::default());
+        assert_ne!(Identity::default(), key);
+        assert_eq!(Identity::default(), Identity::default());
+        assert_eq!(key.open::<String>().map(String::as_str), Some("PRIVATE"));
+        assert_eq!(key.open::<u32>(), None);
+        assert_eq!(Identity::default().open::<u32>(), None);
+        assert_eq!(format!("{key:?}"), "Identity");
     }
 }

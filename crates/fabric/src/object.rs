@@ -1,25 +1,28 @@
 //! Kernel objects as data: what a plan desires, what the kernel was seen to hold, and the steps between.
 //!
 //! Every object has a [`Key`] (its identity in the kernel's own terms) and a content. The same types serve
-//! both sides of the diff, so that equality is one `==` and no layer translates.
+//! both sides of the diff, so that equality is one `==` and no layer translates. Each kind of object has a file here and one
+//! of the same name in `kernel::rtnl`, which holds its bytes; the kinds of links are in [`crate::kind`].
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+pub use self::address::Address;
+pub use self::forwarding::Forwarding;
+pub use self::link::Link;
+pub use self::neighbour::Neighbour;
 pub use self::objects::Objects;
+pub use self::route::{IPV6_DEFAULT_METRIC, ROUTE_PROTOCOL, ROUTE_PROTOCOL_BOOT, Route};
+pub use crate::kind::LinkKind;
 
+mod address;
+mod forwarding;
+mod link;
+mod neighbour;
 mod objects;
-
-/// Route protocol that marks a route or nexthop object as ours (`rtm_protocol`, `nh_protocol`).
-pub const ROUTE_PROTOCOL: u8 = 241;
-/// Route protocol of routes made by Go flannel and by `ip route add` without `proto` (`RTPROT_BOOT`).
-pub const ROUTE_PROTOCOL_BOOT: u8 = 3;
-/// Metric the kernel gives an IPv6 route that names none (`IP6_RT_PRIO_USER`); part of its identity.
-pub const IPV6_DEFAULT_METRIC: u32 = 1024;
-/// UDP port the kernel gives a vxlan device that names none (module parameter `udp_port`).
-pub const VXLAN_DEFAULT_PORT: u16 = 8472;
+mod route;
 
 /// An IP family. Everything in this project that exists twice exists once, with a `Family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,22 +135,21 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// Reads `aa:bb:cc:dd:ee:ff`, also with `-`, or `aabb.ccdd.eeff` (the forms Go's `net.ParseMAC` takes for 6 bytes).
     pub fn parse(text: &str) -> Option<Mac> {
-        let (separator, group) = match text.len() {
-            17 if text.is_ascii() => (text.as_bytes()[2], 2),
-            14 if text.is_ascii() => (b'.', 4),
+        let (separators, group): (&[char], usize) = match text.len() {
+            17 => (&[':', '-'], 2),
+            14 => (&['.'], 4),
             _ => return None,
         };
-        if group == 2 && separator != b':' && separator != b'-' {
-            return None;
-        }
+        let separator = separators.iter().find(|separator| text.contains(**separator))?;
+        // With this length, groups of this size are twelve characters.
         let mut digits = String::with_capacity(12);
-        for (i, part) in text.split(separator as char).enumerate() {
-            if part.len() != group || i >= 12 / group {
+        for part in text.split(*separator) {
+            if part.len() != group {
                 return None;
             }
             digits.push_str(part);
         }
-        if digits.len() != 12 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
         let mut bytes = [0; 6];
@@ -169,95 +171,6 @@ impl fmt::Debug for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// What makes a vxlan device the device it is; a difference in any field but `learning` means a new device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vxlan {
-    /// VXLAN network identifier, 24 bits.
-    pub vni: u32,
-    /// UDP destination port; `None` asks for the kernel's default and equals anything observed.
-    pub port: Option<u16>,
-    /// Outer source address.
-    pub local: IpAddr,
-    /// Name of the underlay link (`IFLA_VXLAN_LINK`).
-    pub lower: LinkName,
-    /// Learn forwarding entries from traffic.
-    pub learning: bool,
-    /// Group-based policy extension.
-    pub gbp: bool,
-}
-
-/// The kind of a link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkKind {
-    /// A VXLAN tunnel end point.
-    Vxlan(Box<Vxlan>),
-    /// A link of a kind no plan makes (`IFLA_INFO_KIND`, or empty for a physical one); only ever observed.
-    Other(Box<str>),
-}
-
-/// A network device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its name, which is its identity: kernel indices change when it is made anew.
-    pub name: LinkName,
-    /// Kind and what the kind configures.
-    pub kind: LinkKind,
-    /// Hardware address.
-    pub mac: Option<Mac>,
-    /// Bytes of the largest packet.
-    pub mtu: u32,
-    /// Administratively up (`IFF_UP`).
-    pub up: bool,
-}
-
-/// An address of a link. Scope global, no broadcast, IPv6 without duplicate address detection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address {
-    /// The link that holds it.
-    pub link: LinkName,
-    /// Address and prefix length.
-    pub address: IpNet,
-}
-
-/// A permanent neighbour entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Neighbour {
-    /// The link it is on.
-    pub link: LinkName,
-    /// Protocol address.
-    pub address: IpAddr,
-    /// Hardware address.
-    pub mac: Mac,
-}
-
-/// A permanent forwarding entry of a vxlan device (`AF_BRIDGE`, `NTF_SELF`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forwarding {
-    /// The vxlan device.
-    pub link: LinkName,
-    /// Inner destination.
-    pub mac: Mac,
-    /// Outer destination.
-    pub remote: IpAddr,
-}
-
-/// A unicast route of the main table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    /// Destination prefix, host bits clear.
-    pub destination: IpNet,
-    /// Priority; IPv6 routes without one have 1024.
-    pub metric: u32,
-    /// Next hop.
-    pub gateway: Option<IpAddr>,
-    /// Outgoing link.
-    pub link: LinkName,
-    /// The gateway is taken to be on the link without a route that says so (`RTNH_F_ONLINK`).
-    pub onlink: bool,
-    /// `rtm_protocol`; [`ROUTE_PROTOCOL`] on what we want.
-    pub protocol: u8,
 }
 
 /// Any object a plan can desire.
@@ -308,17 +221,38 @@ impl Key {
             Key::Route(..) => None,
         }
     }
+
+    /// Whether it names a route: the one kind of object of which others may have some in our places.
+    pub fn is_route(&self) -> bool {
+        matches!(self, Key::Route(..))
+    }
 }
 
 impl Object {
+    /// Whether the observed object does what this one asks for.
+    pub fn is_met_by(&self, observed: &Object) -> bool {
+        match (self, observed) {
+            (Object::Link(wanted), Object::Link(observed)) => wanted.is_met_by(observed),
+            (wanted, observed) => wanted == observed,
+        }
+    }
+
+    /// The link, if it is one.
+    pub fn as_link(&self) -> Option<&Link> {
+        match self {
+            Object::Link(link) => Some(link),
+            _ => None,
+        }
+    }
+
     /// The object's identity.
     pub fn key(&self) -> Key {
         match self {
-            Object::Link(link) => Key::Link(link.name),
-            Object::Address(a) => Key::Address(a.link, a.address),
-            Object::Neighbour(n) => Key::Neighbour(n.link, n.address),
-            Object::Forwarding(f) => Key::Forwarding(f.link, f.mac),
-            Object::Route(r) => Key::Route(r.destination, r.metric),
+            Object::Link(link) => link.key(),
+            Object::Address(address) => address.key(),
+            Object::Neighbour(neighbour) => neighbour.key(),
+            Object::Forwarding(forwarding) => forwarding.key(),
+            Object::Route(route) => route.key(),
         }
     }
 
@@ -352,46 +286,11 @@ impl fmt::Display for Key {
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Object::Link(link) => {
-                write!(
-                    f,
-                    "link {} mtu {} {}",
-                    link.name,
-                    link.mtu,
-                    if link.up { "up" } else { "down" }
-                )?;
-                if let Some(mac) = link.mac {
-                    write!(f, " address {mac}")?;
-                }
-                match &link.kind {
-                    LinkKind::Vxlan(v) => {
-                        write!(f, " vxlan id {} local {} dev {}", v.vni, v.local, v.lower)?;
-                        if let Some(port) = v.port {
-                            write!(f, " dstport {port}")?;
-                        }
-                        f.write_str(if v.learning { " learning" } else { " nolearning" })?;
-                        f.write_str(if v.gbp { " gbp" } else { "" })
-                    }
-                    LinkKind::Other(kind) => write!(f, " {kind}"),
-                }
-            }
-            Object::Address(a) => write!(f, "address {} dev {}", a.address, a.link),
-            Object::Neighbour(n) => write!(
-                f,
-                "neighbour {} lladdr {} dev {} permanent",
-                n.address, n.mac, n.link
-            ),
-            Object::Forwarding(e) => {
-                write!(f, "fdb {} dst {} dev {} self permanent", e.mac, e.remote, e.link)
-            }
-            Object::Route(r) => {
-                write!(f, "route {}", r.destination)?;
-                if let Some(gateway) = r.gateway {
-                    write!(f, " via {gateway}")?;
-                }
-                write!(f, " dev {}", r.link)?;
-                f.write_str(if r.onlink { " onlink" } else { "" })
-            }
+            Object::Link(link) => link.fmt(f),
+            Object::Address(address) => address.fmt(f),
+            Object::Neighbour(neighbour) => neighbour.fmt(f),
+            Object::Forwarding(forwarding) => forwarding.fmt(f),
+            Object::Route(route) => route.fmt(f),
         }
     }
 }
@@ -445,5 +344,83 @@ mod tests {
     fn sizes_when_thousands_are_held_then_small() {
         assert!(size_of::<Key>() <= 36, "Key: {} bytes", size_of::<Key>());
         assert!(size_of::<Object>() <= 64, "Object: {} bytes", size_of::<Object>());
+    }
+
+    #[test]
+    fn mac_when_of_a_form_that_go_takes_then_read_and_otherwise_not() {
+        let mac = Mac([0x0a, 0xbc, 0x00, 0x01, 0xff, 0x10]);
+        for text in [
+            "0a:bc:00:01:ff:10",
+            "0A:BC:00:01:FF:10",
+            "0a-bc-00-01-ff-10",
+            "0abc.0001.ff10",
+        ] {
+            assert_eq!(Mac::parse(text), Some(mac), "{text}");
+        }
+        for text in [
+            "",
+            "0a:bc:00:01:ff:1",
+            "0a:bc:00:01:ff:100",
+            "0abc0001ff10",
+            "0a.bc.00.01.ff.10",
+            "0a_bc_00_01_ff_10",
+            "0a:bc:00:01-ff-10",
+            "0ab:c:00:01:ff:10",
+            "0a:bc:00:01:ff:1g",
+            "+a:bc:00:01:ff:10",
+            "0abc:0001:ff10",
+            "0abc-0001-ff10",
+            "0ab.c000.1ff10",
+            "0abc.0001.ff1g",
+            "0a:bc:00:01:ff:\u{e4}",
+            "0abc.0001.ff\u{e4}",
+        ] {
+            assert_eq!(Mac::parse(text), None, "{text}");
+        }
+        assert_eq!(mac.to_string(), "0a:bc:00:01:ff:10");
+        assert_eq!(format!("{mac:?}"), "0a:bc:00:01:ff:10");
+    }
+
+    #[test]
+    fn name_when_the_kernel_would_take_it_then_taken() {
+        for good in ["a", "eth0", "flannel-v6.9999", "...", "br-\u{e4}"] {
+            let name = LinkName::new(good).unwrap();
+            assert_eq!((name.as_str(), format!("{name:?}")), (good, format!("{good:?}")));
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "flannel-v6.10000",
+            "a/b",
+            "a b",
+            "a\tb",
+            "a:b",
+            "a\0b",
+        ] {
+            assert_eq!(LinkName::new(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn key_when_printed_then_a_metric_is_said_where_it_is_not_the_familys() {
+        let text = |destination: &str, metric| Key::Route(destination.parse().unwrap(), metric).to_string();
+        assert_eq!(text("10.1.0.0/24", 0), "route 10.1.0.0/24");
+        assert_eq!(text("10.1.0.0/24", 1024), "route 10.1.0.0/24 metric 1024");
+        assert_eq!(text("fd00::/64", 1024), "route fd00::/64");
+        assert_eq!(text("fd00::/64", 0), "route fd00::/64 metric 0");
+    }
+
+    #[test]
+    fn family_when_asked_then_its_own_figures() {
+        let of = |ip: &str| Family::of(ip.parse().unwrap());
+        assert_eq!((of("192.0.2.1"), of("2001:db8::1")), (Family::V4, Family::V6));
+        assert_eq!(Family::BOTH.map(Family::bits), [32, 128]);
+        assert_eq!(Family::BOTH.map(Family::default_metric), [0, 1024]);
+        assert_eq!(
+            Family::BOTH.map(|family| family.unspecified().to_string()),
+            ["0.0.0.0", "::"]
+        );
+        assert_eq!(Family::BOTH.map(|family| family.to_string()), ["IPv4", "IPv6"]);
     }
 }

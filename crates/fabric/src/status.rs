@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::readiness::{Finding, Kind};
+
 /// The whole answer to `GET /status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -16,12 +18,16 @@ pub struct Status {
     pub version: String,
     /// Its process.
     pub pid: u32,
-    /// When it started, seconds since 1970.
+    /// When it started, seconds since 1970, by the clock as it was then.
     pub started: u64,
+    /// How long it has been running, seconds, by a clock that nobody sets.
+    pub uptime: Option<u64>,
     /// Whether everything below is as it should be right now.
     pub ready: bool,
     /// What is missing for that, one sentence each; empty when ready.
     pub reasons: Vec<String>,
+    /// All that is not as it should be, whatever follows from it.
+    pub findings: Vec<Finding>,
     /// An admin holds the hand still: nothing is applied or repaired.
     pub paused: bool,
     /// The networks all hosts share, one per family in use.
@@ -38,23 +44,21 @@ pub struct Status {
     pub mtu: u32,
     /// The other hosts.
     pub peers: Vec<Peer>,
-    /// Registry entries that are no leases, and why.
-    pub rejected: Vec<RejectedEntry>,
-    /// Objects of others that stand where ours have to be: reported, never removed.
-    pub conflicts: Vec<String>,
-    /// Routes of others inside our Networks that no lease asks for: reported, never removed.
-    #[serde(default)]
-    pub overlaps: Vec<String>,
-    /// Steps that failed and will be tried again: the object and the kernel's words.
-    pub failures: Vec<String>,
-    /// Objects somebody changes again and again, and who, where that is known.
-    pub fights: Vec<String>,
     /// Masquerading and forwarding rules.
     pub firewall: Firewall,
     /// When the kernel was last read as a whole, seconds since 1970.
     pub last_audit: Option<u64>,
+    /// How long that was ago, seconds, by a clock that nobody sets.
+    pub last_audit_age: Option<u64>,
     /// Objects put back since the start after somebody else changed or removed them.
     pub repairs: u64,
+}
+
+impl Status {
+    /// The findings of a kind.
+    pub fn findings_of(&self, kind: Kind) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(move |finding| finding.kind == kind)
+    }
 }
 
 /// Whether pods of this host can be part of the network: the answer to `GET /pods`, small because the CNI plugin's STATUS asks
@@ -103,6 +107,9 @@ pub struct OwnLease {
     pub subnet: String,
     /// When it ends if it is not renewed, seconds since 1970; `None` for a reservation.
     pub expires: Option<u64>,
+    /// Seconds until then, by a clock that nobody sets.
+    #[serde(default)]
+    pub left: Option<u64>,
     /// The entry has no time to live: it was put there by an admin, for this host and for good.
     pub reservation: bool,
 }
@@ -136,8 +143,11 @@ pub struct Registry {
     pub state: RegistryState,
     /// Revision of what is known.
     pub revision: i64,
-    /// The last thing that went wrong.
+    /// The last thing that went wrong; over when the connection is [`RegistryState::Connected`].
     pub error: Option<String>,
+    /// When that was, seconds since 1970.
+    #[serde(default)]
+    pub failed_at: Option<u64>,
 }
 
 /// What carries the traffic.
@@ -162,10 +172,12 @@ pub struct Underlay {
 pub enum PeerState {
     /// Every object it asks for is in the kernel.
     Ok,
-    /// Some are not: `error` says why.
+    /// Some are not, for want of something of this host: `error` says why.
     Failed,
-    /// An object of somebody else stands in the place of one.
+    /// An object of somebody else stands in the place of one, or draws its traffic away.
     Conflict,
+    /// What it has published cannot be served, in part or at all: `error` says why. Nothing is wrong with this host.
+    Degraded,
 }
 
 /// Another host.
@@ -198,15 +210,6 @@ pub struct PeerObject {
     pub object: String,
     /// It is in the kernel, and right.
     pub ok: bool,
-}
-
-/// A registry entry that is no lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RejectedEntry {
-    /// Key text after `<prefix>/subnets/`.
-    pub key: String,
-    /// What is wrong with it.
-    pub reason: String,
 }
 
 /// How it stands with the firewall rules.
@@ -264,6 +267,7 @@ mod tests {
         let status = Status {
             networks: vec!["10.5.0.0/16".parse().unwrap()],
             lease: Some(OwnLease {
+                left: Some(86_000),
                 subnet: "10.5.1.0-24".into(),
                 expires: Some(1),
                 reservation: false,
@@ -286,5 +290,34 @@ mod tests {
         let text = serde_json::to_string(&status).unwrap();
         assert!(text.contains(r#""state":"failed""#), "{text}");
         assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+    }
+
+    #[test]
+    fn findings_when_asked_of_a_kind_then_only_those() {
+        use crate::readiness::Part;
+        let finding = |kind, text: &str| Finding::new(Part::Kernel, kind, text, text);
+        let status = Status {
+            findings: vec![
+                finding(Kind::Failure, "a"),
+                finding(Kind::Conflict, "b"),
+                finding(Kind::Failure, "c"),
+            ],
+            ..Status::default()
+        };
+        let texts = |kind| {
+            status
+                .findings_of(kind)
+                .map(|f| f.text.as_str())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(texts(Kind::Failure), ["a", "c"]);
+        assert_eq!(texts(Kind::Conflict), ["b"]);
+        assert_eq!(texts(Kind::Stale), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn socket_when_the_subnet_file_is_another_then_beside_it() {
+        assert_eq!(socket_of("/run/flannel/subnet.env"), "/run/flannel/flanneld.sock");
+        assert_eq!(socket_of("/run/two/subnet.env"), "/run/two/subnet.env.sock");
     }
 }

@@ -168,7 +168,7 @@ pub fn read_previous(text: &str) -> Previous {
 
 /// What the CNI plugin takes from the file. Families are as written: COMPAT: Go's plugin does not check them either.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodNetwork {
+pub struct PodSettings {
     /// `FLANNEL_NETWORK`, a list: destinations to route, host bits clear, without duplicates.
     pub networks: Vec<IpNet>,
     /// `FLANNEL_IPV6_NETWORK`, likewise.
@@ -217,7 +217,11 @@ pub enum StrictError {
 }
 
 /// Reads the file as Go's CNI plugin does. `path` is named in the error for missing keys.
-pub fn read_strict(path: &str, content: &[u8]) -> Result<PodNetwork, StrictError> {
+///
+/// # Errors
+///
+/// The keys that are missing or malformed, in the words users search for.
+pub fn read_strict(path: &str, content: &[u8]) -> Result<PodSettings, StrictError> {
     let (mut networks, mut networks6) = (Vec::new(), Vec::new());
     let (mut subnet, mut subnet6, mut mtu, mut ipmasq) = (None, None, None, None);
     for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
@@ -256,7 +260,7 @@ pub fn read_strict(path: &str, content: &[u8]) -> Result<PodNetwork, StrictError
         missing.push(IPMASQ);
     }
     match (mtu, ipmasq) {
-        (Some(mtu), Some(ipmasq)) if missing.is_empty() => Ok(PodNetwork {
+        (Some(mtu), Some(ipmasq)) if missing.is_empty() => Ok(PodSettings {
             networks,
             networks6,
             subnet,

@@ -131,6 +131,26 @@ fn output_when_options_choose_the_form_is_byte_for_byte_the_documented_one() {
 }
 
 #[test]
+fn input_when_it_is_no_file_is_taken_for_missing_and_output_that_cannot_be_written_is_an_error() {
+    for bench in Bench::each() {
+        fs::remove_file(bench.path("subnet.env")).unwrap();
+        let made = Command::new("mkfifo").arg(bench.path("fifo")).status().unwrap();
+        assert!(made.success());
+        for input in ["./subnet.env", "./fifo", "./bin", "/dev/zero"] {
+            let run = bench.run(&["-c", "-f", input, "-d", "out"], &[]);
+            let out = run.out.as_deref();
+            assert_eq!((run.code, out), (Some(0), Some("DOCKER_OPTS=\"\"\n")), "{input}");
+        }
+        bench.write("subnet.env", ENV);
+        for output in ["/dev/full", "./bin", "./absent/out"] {
+            let run = bench.run(&["-c", "-f", "./subnet.env", "-d", output], &[]);
+            assert_eq!(run.code, Some(1), "{output}");
+            assert!(!run.errors.is_empty(), "{output}");
+        }
+    }
+}
+
+#[test]
 fn output_when_variables_are_inherited_carries_them_on() {
     for bench in Bench::each() {
         let inherited = bench.convert(&["-c"], &[("DOCKER_OPTS", "--debug")]);

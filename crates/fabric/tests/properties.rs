@@ -271,8 +271,22 @@ proptest! {
             }
             Action::Take(subnet) => {
                 prop_assert!(is_compatible(&config, &subnet));
-                prop_assert!(!listing.leases.keys().any(|other| other.overlaps(&subnet)));
-                prop_assert!(!listing.rejected.iter().any(|entry| Subnet::parse_key(&entry.key).unwrap().overlaps(&subnet)));
+                // What is all of a Network or more is nobody's; a half of ours may stay ours, as it is.
+                let pairs = |other: &Subnet| {
+                    let part = |family| {
+                        let (other, taken) = (other.of(family)?, subnet.of(family)?);
+                        let is_part = other.prefix_len() > config.space(family)?.network.prefix_len();
+                        (is_part && (other.contains(&taken) || taken.contains(&other))).then_some((other, taken))
+                    };
+                    Family::BOTH.into_iter().filter_map(part).collect::<Vec<_>>()
+                };
+                for (other, lease) in &listing.leases {
+                    let is_mine = me.own(&config, lease);
+                    prop_assert!(pairs(other).iter().all(|(other, taken)| is_mine && other == taken), "{} {}", other, subnet);
+                }
+                for entry in &listing.rejected {
+                    prop_assert!(pairs(&Subnet::parse_key(&entry.key).unwrap()).is_empty(), "{}", entry.key);
+                }
             }
         }
     }

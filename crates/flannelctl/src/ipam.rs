@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
-use cni::host_local::store::Owner;
-use cni::inventory::{self, Inventory, Network, Place, Pool, Reservation, State};
+use cni::flannel::detach::detach;
+use cni::inventory::{self, Detach, Fate, Folders, Inventory, Network, Pool, Reservation};
+use cni::owner::Owner;
 use serde_json::{Value, json};
 
 use crate::arguments::{Arguments, Ended, Grammar};
@@ -96,14 +97,14 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
 const VALUES: &[&str] = &["network", "data-dir", "flannel-dir", "subnet-file"];
 
 /// Takes stock; only of the network asked for.
-fn look(read: &Arguments) -> Result<(Place, Inventory), Ended> {
-    let usual = Place::default();
-    let place = Place {
+fn look(read: &Arguments) -> Result<(Folders, Inventory), Ended> {
+    let usual = Folders::default();
+    let folders = Folders {
         data_dir: read.value_or("data-dir", &usual.data_dir).to_owned(),
         flannel_dir: read.value_or("flannel-dir", &usual.flannel_dir).to_owned(),
         subnet_file: read.value_or("subnet-file", &usual.subnet_file).to_owned(),
     };
-    let mut found = inventory::look(&place)?;
+    let mut found = inventory::look(&folders)?;
     if let Some(name) = read.value("network") {
         if !found.networks.iter().any(|n| n.name == name) {
             let names: Vec<&str> = found.networks.iter().map(|n| n.name.as_str()).collect();
@@ -111,20 +112,20 @@ fn look(read: &Arguments) -> Result<(Place, Inventory), Ended> {
                 true => "there is none".to_owned(),
                 false => format!("there are {}", names.join(", ")),
             };
-            let dir = &place.data_dir;
+            let dir = &folders.data_dir;
             return Err(Ended::Failed(anyhow!("no network {name} in {dir}: {there}")));
         }
         found.networks.retain(|n| n.name == name);
         found.reservations.retain(|r| r.network == name);
-        if count(&found.reservations, State::Unknown) == 0 {
+        if count(&found.reservations, Fate::Unknown) == 0 {
             found.doubts.clear();
         }
     }
-    Ok((place, found))
+    Ok((folders, found))
 }
 
-fn count(reservations: &[Reservation], state: State) -> usize {
-    reservations.iter().filter(|r| r.state == state).count()
+fn count(reservations: &[Reservation], fate: Fate) -> usize {
+    reservations.iter().filter(|r| r.fate == fate).count()
 }
 
 fn list(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
@@ -136,22 +137,22 @@ fn list(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     let read = grammar.read(arguments)?;
     read.exactly([])?;
-    let (place, found) = look(&read)?;
+    let (folders, found) = look(&read)?;
     let is_full = |pool: &Pool| pool.free == 0;
-    let dead = [State::Garbage, State::Unknown].map(|state| count(&found.reservations, state));
+    let dead = [Fate::Garbage, Fate::Unknown].map(|fate| count(&found.reservations, fate));
     let good = dead == [0, 0] && !found.networks.iter().any(|n| n.pools.iter().any(is_full));
     if read.has("json") {
         let reservations: Vec<Value> = found.reservations.iter().map(reservation_json).collect();
         let networks = found.networks.iter();
         let networks: Vec<Value> = networks.map(|n| network_json(n, &found.reservations)).collect();
         out.json(&json!({
-            "data_dir": place.data_dir,
+            "data_dir": folders.data_dir,
             "networks": networks,
             "reservations": reservations,
             "doubts": found.doubts,
         }))?;
     } else {
-        show(&place, &found, out)?;
+        show(&folders, &found, out)?;
     }
     Ok(if good {
         ExitCode::SUCCESS
@@ -171,7 +172,7 @@ fn reservation_json(r: &Reservation) -> Value {
         "container": r.owner.container,
         "interface": r.owner.ifname,
         "since": seconds(r.since),
-        "state": r.state.as_str(),
+        "state": r.fate.as_str(),
         "why": r.why,
     })
 }
@@ -188,20 +189,20 @@ fn network_json(network: &Network, all: &[Reservation]) -> Value {
         "name": network.name,
         "flannel": network.is_flannels,
         "held": own.len(),
-        "alive": count(&own, State::Alive),
-        "young": count(&own, State::Young),
-        "garbage": count(&own, State::Garbage),
-        "unknown": count(&own, State::Unknown),
+        "alive": count(&own, Fate::Alive),
+        "young": count(&own, Fate::Young),
+        "garbage": count(&own, Fate::Garbage),
+        "unknown": count(&own, Fate::Unknown),
         "pools": network.pools.iter().map(pool).collect::<Vec<_>>(),
     })
 }
 
-fn state_mood(state: State) -> Mood {
-    match state {
-        State::Alive => Mood::Good,
-        State::Young => Mood::Faint,
-        State::Garbage => Mood::Bad,
-        State::Unknown => Mood::Warn,
+fn fate_mood(fate: Fate) -> Mood {
+    match fate {
+        Fate::Alive => Mood::Good,
+        Fate::Young => Mood::Faint,
+        Fate::Garbage => Mood::Bad,
+        Fate::Unknown => Mood::Warn,
     }
 }
 
@@ -216,7 +217,7 @@ fn age(since: SystemTime) -> String {
         .map_or_else(|_| "in the future".to_owned(), |age| span(age.as_secs()) + " ago")
 }
 
-fn show(place: &Place, found: &Inventory, out: &mut Out) -> Result<(), Ended> {
+fn show(folders: &Folders, found: &Inventory, out: &mut Out) -> Result<(), Ended> {
     if !found.reservations.is_empty() {
         let mut rows = vec![heading(&[
             "NETWORK",
@@ -238,7 +239,7 @@ fn show(place: &Place, found: &Inventory, out: &mut Out) -> Result<(), Ended> {
                 cell(short(&r.owner)),
                 cell(interface),
                 cell(age(r.since)),
-                mood(state_mood(r.state), r.state.as_str()),
+                mood(fate_mood(r.fate), r.fate.as_str()),
                 mood(Mood::Faint, r.why.as_str()),
             ]);
         }
@@ -248,7 +249,7 @@ fn show(place: &Place, found: &Inventory, out: &mut Out) -> Result<(), Ended> {
     if found.networks.is_empty() {
         out.line(&format!(
             "no network has reserved an address in {}",
-            place.data_dir
+            folders.data_dir
         ))?;
     }
     for network in &found.networks {
@@ -256,7 +257,7 @@ fn show(place: &Place, found: &Inventory, out: &mut Out) -> Result<(), Ended> {
         out.line(&text)?;
     }
     doubts(found, out)?;
-    if count(&found.reservations, State::Garbage) > 0 {
+    if count(&found.reservations, Fate::Garbage) > 0 {
         out.line("`flannelctl ipam gc` frees the garbage")?;
     }
     Ok(())
@@ -269,12 +270,12 @@ fn sum(network: &Network, all: &[Reservation], out: &Out) -> String {
         .filter(|r| r.network == network.name)
         .cloned()
         .collect();
-    let states = [State::Alive, State::Young, State::Garbage, State::Unknown];
-    let parts = states.map(|state| (count(&own, state), state));
+    let fates = [Fate::Alive, Fate::Young, Fate::Garbage, Fate::Unknown];
+    let parts = fates.map(|fate| (count(&own, fate), fate));
     let parts: Vec<String> = parts
         .iter()
         .filter(|(number, _)| *number > 0)
-        .map(|(number, state)| out.paint(state_mood(*state), &format!("{number} {}", state.as_str())))
+        .map(|(number, fate)| out.paint(fate_mood(*fate), &format!("{number} {}", fate.as_str())))
         .collect();
     let mut text = format!("{}: {} held", network.name, own.len());
     if !parts.is_empty() {
@@ -295,7 +296,7 @@ fn sum(network: &Network, all: &[Reservation], out: &Out) -> String {
 }
 
 fn doubts(found: &Inventory, out: &mut Out) -> Result<(), Ended> {
-    let unknown = count(&found.reservations, State::Unknown);
+    let unknown = count(&found.reservations, Fate::Unknown);
     if unknown == 0 {
         return Ok(());
     }
@@ -317,24 +318,29 @@ fn gc(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     let read = grammar.read(arguments)?;
     read.exactly([])?;
-    let (place, mut found) = look(&read)?;
-    if !read.has("dry-run") && count(&found.reservations, State::Garbage) > 0 {
+    let (folders, mut found) = look(&read)?;
+    let wish = GcWish {
+        dry_run: read.has("dry-run"),
+        force: read.has("force"),
+        json: read.has("json"),
+        any_network: read.value("network").is_some(),
+    };
+    if !wish.dry_run && count(&found.reservations, Fate::Garbage) > 0 {
         // What is not seen once may have been looked for at a bad moment.
         std::thread::sleep(BETWEEN_LOOKS);
-        let again = inventory::look(&place)?;
+        let again = inventory::look(&folders)?;
         let same = |a: &Reservation, b: &Reservation| {
-            (&a.network, a.address, &a.owner, a.since, a.state)
-                == (&b.network, b.address, &b.owner, b.since, b.state)
+            (&a.network, a.address, &a.owner, a.since, a.fate)
+                == (&b.network, b.address, &b.owner, b.since, b.fate)
         };
         let stands = |r: &Reservation| again.reservations.iter().any(|now| same(r, now));
         found
             .reservations
-            .retain(|r| r.state != State::Garbage || stands(r));
+            .retain(|r| r.fate != Fate::Garbage || stands(r));
     }
     let flannels = |name: &str| found.networks.iter().any(|n| n.name == name && n.is_flannels);
-    let wanted = |r: &Reservation| read.value("network").is_some() || flannels(&r.network);
-    let is_dead =
-        |r: &Reservation| r.state == State::Garbage || read.has("force") && r.state == State::Unknown;
+    let wanted = |r: &Reservation| wish.any_network || flannels(&r.network);
+    let is_dead = |r: &Reservation| r.fate == Fate::Garbage || wish.force && r.fate == Fate::Unknown;
     let mut dead: BTreeMap<(&str, &Owner), Vec<&Reservation>> = BTreeMap::new();
     let mut others: BTreeMap<&str, usize> = BTreeMap::new();
     for r in found.reservations.iter().filter(|r| is_dead(r)) {
@@ -344,13 +350,14 @@ fn gc(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
             *others.entry(&r.network).or_default() += 1;
         }
     }
+    let along: Detach<'_> = &detach;
     let mut done = Done::default();
     for ((network, _), attachment) in dead {
-        if read.has("dry-run") {
+        if wish.dry_run {
             done.freed.extend(attachment.into_iter().cloned());
             continue;
         }
-        match inventory::free(&place, &attachment, flannels(network)) {
+        match inventory::free(&folders, &attachment, flannels(network).then_some(along)) {
             Ok(freed) => {
                 let gone = attachment.iter().filter(|r| freed.addresses.contains(&r.address));
                 let gone: Vec<Reservation> = gone.map(|r| (*r).clone()).collect();
@@ -366,11 +373,23 @@ fn gc(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         }
     }
     done.others = others.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
-    if read.has("force") {
-        found.reservations.retain(|r| r.state != State::Unknown);
+    if wish.force {
+        found.reservations.retain(|r| r.fate != Fate::Unknown);
         found.doubts.clear();
     }
-    done.say(&found, &read, out)
+    done.say(&found, wish, out)
+}
+
+/// What a collection is to do.
+#[derive(Clone, Copy)]
+struct GcWish {
+    /// Say what would be done.
+    dry_run: bool,
+    /// What may still be in use goes too.
+    force: bool,
+    json: bool,
+    /// Its network was named, flannel's or not.
+    any_network: bool,
 }
 
 /// What a collection has done.
@@ -385,18 +404,18 @@ struct Done {
 }
 
 impl Done {
-    fn say(&self, found: &Inventory, read: &Arguments, out: &mut Out) -> Result<ExitCode, Ended> {
-        let unknown = count(&found.reservations, State::Unknown);
+    fn say(&self, found: &Inventory, wish: GcWish, out: &mut Out) -> Result<ExitCode, Ended> {
+        let unknown = count(&found.reservations, Fate::Unknown);
         let good = unknown == 0 && self.left.is_empty() && self.failed.is_empty();
         let code = if good {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         };
-        if read.has("json") {
+        if wish.json {
             let freed: Vec<Value> = self.freed.iter().map(reservation_json).collect();
             out.json(&json!({
-                "dry_run": read.has("dry-run"),
+                "dry_run": wish.dry_run,
                 "freed": freed,
                 "left": self.left,
                 "failed": self.failed,
@@ -406,11 +425,7 @@ impl Done {
             }))?;
             return Ok(code);
         }
-        let verb = if read.has("dry-run") {
-            "would free"
-        } else {
-            "freed"
-        };
+        let verb = if wish.dry_run { "would free" } else { "freed" };
         for r in &self.freed {
             let (container, ifname) = (&r.owner.container, &r.owner.ifname);
             out.line(&format!(

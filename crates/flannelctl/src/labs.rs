@@ -5,6 +5,7 @@ mod up;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use ::lab::fault::{FAULTS, WORLD};
 use ::lab::{Lab, topology};
@@ -59,7 +60,8 @@ Examples:
 ";
 
 const BREAK_HELP: &str = "\
-Does a named fault to a host, says what it did, and how to see the repair.
+Does a named fault to a host, says what it did, when all was as before and what flanneld logged of it, and how to look oneself.
+To see the host while it is broken, let flanneld hold its hand still first: `flannelctl lab exec HOST flannelctl pause`.
 
 Usage: flannelctl lab break [--name NAME] HOST FAULT
        flannelctl lab break --list [--json]
@@ -79,6 +81,11 @@ Examples:
   flannelctl lab down
   flannelctl lab down --all
 ";
+
+/// A repair that takes longer than this is none: what is merely missing is back within a second.
+const LONGEST_REPAIR: Duration = Duration::from_secs(10);
+/// So many of the daemon's own lines on it are shown.
+const MOST_REPAIRS: usize = 5;
 
 /// Name of a lab when neither `--name` nor `FLANNEL_LAB_NAME` gives one.
 pub const DEFAULT_NAME: &str = "lab";
@@ -123,16 +130,17 @@ fn status(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     } else {
         None
     };
-    let good = show::alive(&lab) && matrix.as_ref().is_none_or(|m| m.good());
+    let daemons = show::daemons(&lab);
+    let good = show::alive(&lab, &daemons) && matrix.as_ref().is_none_or(|m| m.good());
     if read.has("json") {
-        let mut value = show::inventory_json(&lab);
+        let mut value = show::inventory_json(&lab, &daemons);
         value["good"] = json!(good);
         if let Some(matrix) = &matrix {
             value["matrix"] = serde_json::to_value(matrix)?;
         }
         out.json(&value)?;
     } else {
-        show::inventory(&lab, out)?;
+        show::inventory(&lab, &daemons, out)?;
         if let Some(matrix) = &matrix {
             out.line("")?;
             show::matrix(&lab, matrix, out)?;
@@ -212,18 +220,57 @@ fn strike(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
             lab.spec.hosts
         )));
     };
+    // How the host stood before is what the repair is known by: seen by ip, bridge and iptables, not by who repairs.
+    let part = ::lab::fault::find(fault).map(|fault| fault.part);
+    let before = part
+        .map(|part| ::lab::fault::part_text(lab.host(number), part))
+        .transpose()?;
+    let said_before = lab.log_of(number).len();
     let broken = lab.strike(number, fault)?;
+    let struck = Instant::now();
     let lab_flag = match read.value("name") {
         Some(name) => format!(" --name {name}"),
         None => String::new(),
     };
     out.line(&format!("on h{number}:  {}", broken.did))?;
+    if let (Some(part), Some(before)) = (part, before) {
+        let back = loop {
+            if ::lab::fault::part_text(lab.host(number), part)? == before {
+                break Some(struck.elapsed());
+            }
+            if struck.elapsed() > LONGEST_REPAIR {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        out.line(&match back {
+            Some(time) => format!("by then:  all as before, {:.2} s later", time.as_secs_f64()),
+            None => format!(
+                "by then:  still not as before, {} s later",
+                LONGEST_REPAIR.as_secs()
+            ),
+        })?;
+        // What it says comes a moment after what it does.
+        std::thread::sleep(Duration::from_millis(100));
+        let log = lab.log_of(number);
+        let news = log.get(said_before..).unwrap_or_default();
+        for line in news
+            .lines()
+            .filter(|line| line.contains("repaired"))
+            .take(MOST_REPAIRS)
+        {
+            out.line(&format!("flanneld: {line}"))?;
+        }
+    }
     let looks: Vec<String> = broken
         .look
         .split("; ")
         .map(|l| format!("flannelctl lab exec{lab_flag} h{number} {l}"))
         .collect();
-    out.line(&format!("to look:  {}", looks.join("\n          ")))?;
+    for (index, look) in looks.iter().enumerate() {
+        let before = if index == 0 { "to look:" } else { "" };
+        out.line(&format!("{before:8}  {look}"))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,4 +1,5 @@
 //! `flannelctl`: the operator's tool.
+#![forbid(unsafe_code)]
 
 mod arguments;
 mod ipam;

@@ -1,7 +1,5 @@
 //! `flannelctl cni`: the plugins of this host, and the configuration that makes runtimes use them.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -62,15 +60,17 @@ Examples:
 ";
 
 const CONF_HELP: &str = "\
-Prints the configuration list for container runtimes: flannel, then portmap. It offers every version that the plugins on this
-host speak: runtimes that know CNI 1.1.0 then ask for STATUS and GC, older ones go on with 0.3.1.
+Prints the configuration list for container runtimes: flannel, then portmap. It offers CNI 0.3.1 and 0.4.0, which every runtime
+can read, also through Multus.
 
-Usage: flannelctl cni conf [--write [FILE]] [--name NAME] [--dir DIR] [--replace]
+Usage: flannelctl cni conf [--write [FILE]] [--name NAME] [--dir DIR] [--replace] [--all-versions]
 
   --write [FILE]  write it, in one step (default /etc/cni/net.d/10-flannel.conflist)
   --name NAME     of the network (default cbr0)
   --dir DIR       where the plugins are (default /opt/cni/bin)
   --replace       a file that says something else does not stay
+  --all-versions  also 1.0.0 and 1.1.0, as far as the plugins there speak them: a runtime that knows 1.1.0 (containerd 2) then asks
+                  for STATUS and GC. Not where thin Multus (`multus`) is called by an older one (containerd 1): no pod would start
 
 Exit status 1 when there is a file that says something else.
 
@@ -157,7 +157,7 @@ fn executable(given: Option<&str>) -> anyhow::Result<PathBuf> {
     if !install::is_ours(&file).with_context(|| shown.to_string())? {
         bail!("{shown} is not {EXECUTABLE}");
     }
-    conflist::versions_of(&file).map_err(|e| anyhow!("it does not run on this machine: {e}"))?;
+    conflist::versions_of(&file, EXECUTABLE).map_err(|e| anyhow!("it does not run on this machine: {e}"))?;
     Ok(file)
 }
 
@@ -193,12 +193,12 @@ fn uninstall(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     if gone == install::Uninstalled::default() {
         out.line(&format!("nothing of ours is in {}", folder.display()))?;
     } else {
-        let offered = conflist::spoken(folder);
-        for note in offered
-            .notes
-            .iter()
-            .filter(|_| Path::new(conflist::PLACE).exists())
-        {
+        let there = kernel::file::read(Path::new(conflist::PLACE), conflist::LARGEST);
+        let there = String::from_utf8(there.ok().flatten().unwrap_or_default()).unwrap_or_default();
+        let mut offered = conflist::OFFERED.to_vec();
+        offered.retain(|version| there.contains(&format!("\"{version}\"")));
+        let spoken = conflist::spoken(folder, &offered);
+        for note in spoken.notes.iter().filter(|_| !there.is_empty()) {
             say(note);
             say("write the configuration again: flannelctl cni conf --write --replace");
         }
@@ -210,7 +210,7 @@ fn conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     let grammar = Grammar {
         help: CONF_HELP,
         values: &["name", "dir"],
-        switches: &["write", "replace"],
+        switches: &["write", "replace", "all-versions"],
         stop_at_positional: false,
     };
     // `--write` has a value or none.
@@ -224,7 +224,19 @@ fn conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     let read = grammar.read(&words)?;
     let place = place(&read)?;
     let folder = Path::new(read.value_or("dir", FOLDER));
-    let spoken = conflist::spoken(folder);
+    let offered: &[&str] = if read.has("all-versions") {
+        &conflist::OFFERED
+    } else {
+        &conflist::SAFE
+    };
+    let mut spoken = conflist::spoken(folder, offered);
+    let multus = folder.join("multus");
+    if read.has("all-versions") && multus.is_file() {
+        spoken.notes.push(format!(
+            "{} hands results on in the newest version offered: where the runtime is older than that, no pod starts",
+            multus.display()
+        ));
+    }
     let text = conflist::text(read.value_or("name", conflist::NAME), &spoken.versions)
         .map_err(|why| Ended::Usage(format!("--name: {why}")))?;
     for note in &spoken.notes {
@@ -235,20 +247,19 @@ fn conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         return Ok(ExitCode::SUCCESS);
     };
     let shown = place.display();
-    match std::fs::read(&place) {
-        Ok(there) if there == text.as_bytes() => {
+    match kernel::file::read(&place, conflist::LARGEST) {
+        Ok(Some(there)) if there == text.as_bytes() => {
             out.line(&format!("{shown} says so already"))?;
         }
-        Ok(_) if !read.has("replace") => {
+        Ok(Some(_)) if !read.has("replace") => {
             return Err(Ended::Failed(anyhow!(
                 "{shown} says something else (`flannelctl cni conf` prints what would be written): --replace writes over it"
             )));
         }
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Ended::Failed(anyhow!("{shown}: {e}")));
-        }
-        _ => {
-            write(&place, &text).with_context(|| shown.to_string())?;
+        Err(e) => return Err(Ended::Failed(anyhow!("{shown}: {e}"))),
+        Ok(_) => {
+            // What is half written has no name that a runtime reads.
+            kernel::file::replace(&place, text.as_bytes(), 0o644).with_context(|| shown.to_string())?;
             out.line(&format!("{shown} is written"))?;
         }
     }
@@ -282,30 +293,6 @@ fn place(read: &Arguments) -> Result<Option<PathBuf>, Ended> {
             place.display()
         ))),
     }
-}
-
-/// Writes a file whole or not at all. What is half written has no name that a runtime reads.
-fn write(place: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = place.parent().filter(|p| !p.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".flannel-{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = std::fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, place)
-    })();
-    if let Err(e) = written {
-        let _ = std::fs::remove_file(&temporary);
-        return Err(e.into());
-    }
-    Ok(std::fs::File::open(folder)?.sync_all()?)
 }
 
 /// Other configurations in the folder that come first by name.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use embedded::{Options, Tls};
+use embedded::{ServeOptions, Tls};
+use fabric::causes::in_full;
 use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "\
@@ -30,7 +31,7 @@ kill; leases keep what remains of their time over a restart.
 #[derive(Debug, PartialEq)]
 enum Asked {
     Help,
-    Serve(Options),
+    Serve(ServeOptions),
 }
 
 /// Runs `flannelctl registry serve`; `args` begin after `registry`.
@@ -54,7 +55,11 @@ pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
         }
         Err(error) => {
             // Nothing can be done about a closed stderr.
-            let _ = writeln!(std::io::stderr(), "flannelctl registry: {error:#} (see --help)");
+            let _ = writeln!(
+                std::io::stderr(),
+                "flannelctl registry: {} (see --help)",
+                in_full(error.as_ref())
+            );
             Ok(ExitCode::from(2))
         }
     }
@@ -117,7 +122,7 @@ fn parse(args: &[String]) -> anyhow::Result<Asked> {
         (None, Some(_)) => bail!("--key-file: needs --cert-file"),
     };
     let listen = listen.split(',').map(|listen| listen.trim().to_owned()).collect();
-    Ok(Asked::Serve(Options {
+    Ok(Asked::Serve(ServeOptions {
         listen,
         data_dir: data_dir.into(),
         tls,
@@ -125,7 +130,7 @@ fn parse(args: &[String]) -> anyhow::Result<Asked> {
     }))
 }
 
-async fn serve(options: Options) -> anyhow::Result<ExitCode> {
+async fn serve(options: ServeOptions) -> anyhow::Result<ExitCode> {
     // Before the ready line: whoever reads it may send a signal at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let data_dir = options.data_dir.clone();
@@ -141,6 +146,17 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     .await?;
     report_panics("internal error");
     let urls = bound.urls().join(",");
+    if let Some(lost) = bound.lost() {
+        // Nothing can be done about a closed stderr.
+        let _ = writeln!(
+            std::io::stderr(),
+            "flannelctl registry: the store in {} was damaged: its newest commits, of revisions {} to {}, were acknowledged and are lost; \
+             it goes on behind them",
+            data_dir.display(),
+            lost.kept + 1,
+            lost.acknowledged
+        );
+    }
     // A closed stdout is no reason to take the registry down.
     let _ = say(&format!(
         "flannelctl registry: listening on {urls} (data in {})\n",
@@ -179,7 +195,7 @@ mod tests {
         parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 
-    fn options(line: &str) -> Options {
+    fn options(line: &str) -> ServeOptions {
         match parsed(line).unwrap() {
             Asked::Serve(options) => options,
             Asked::Help => panic!("{line} asked for help"),

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
+use fabric::readiness::Kind;
 use fabric::status::{FirewallState, Peer, PeerState, RegistryState, Status};
 
 use crate::arguments::{Ended, Grammar};
@@ -19,7 +20,7 @@ Usage: flannelctl status [--socket PATH] [--all] [--json]
   --all          every peer and object, also when there are many and all is well
   --json         the daemon's whole answer
 
-Exit status 1 when the host is not ready or a peer is not as it should be.
+Exit status 1 when the host is not ready. A peer whose own lease cannot be served is named as degraded and makes none.
 
 Examples:
   flannelctl status
@@ -66,14 +67,13 @@ pub fn status(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     read.exactly([])?;
     let (_, body) = ask(read.value_or("socket", DEFAULT), "GET", "/status")?;
     let status: Status = serde_json::from_slice(&body).context("the daemon's answer is no status")?;
-    let good = status.ready && status.peers.iter().all(|p| p.state == PeerState::Ok);
     if read.has("json") {
         let value: serde_json::Value = serde_json::from_slice(&body)?;
         out.json(&value)?;
     } else {
         show(&status, read.has("all"), out)?;
     }
-    Ok(if good {
+    Ok(if status.ready {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -99,15 +99,11 @@ fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
         } else {
             &status.backend
         },
-        span(now.saturating_sub(status.started)),
+        span(status.uptime.unwrap_or(now.saturating_sub(status.started))),
     ))?;
     for reason in &status.reasons {
         let reason = out.paint(Mood::Bad, reason);
         out.line(&format!("          {reason}"))?;
-    }
-    if status.paused {
-        let text = out.paint(Mood::Warn, "paused: nothing is applied or repaired");
-        out.line(&format!("          {text}"))?;
     }
     if let Some(underlay) = &status.underlay {
         let join =
@@ -134,10 +130,12 @@ fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
         RegistryState::Stale => ("lost: working from what is known", Mood::Warn),
     };
     let registry = &status.registry;
-    let expiry = status.lease.as_ref().and_then(|l| l.expires);
-    let expiry = expiry.map_or(String::new(), |e| {
-        format!("  lease ends in {}", span(e.saturating_sub(now)))
+    // A daemon of an older version says no durations; from moments they are right as long as nobody has set the clock.
+    let expiry = status.lease.as_ref().and_then(|l| {
+        let by_wall = || Some(l.expires?.saturating_sub(now));
+        l.left.or_else(by_wall)
     });
+    let expiry = expiry.map_or(String::new(), |left| format!("  lease ends in {}", span(left)));
     out.line(&format!(
         "registry  {} {} {}  {}  revision {}{expiry}",
         registry.kind,
@@ -147,11 +145,18 @@ fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
         registry.revision
     ))?;
     if let Some(error) = &registry.error {
-        out.line(&format!("          {error}"))?;
+        let line = match (registry.state, registry.failed_at) {
+            (RegistryState::Connected, Some(at)) => {
+                let text = format!("over, {} ago: {error}", span(now.saturating_sub(at)));
+                out.paint(Mood::Faint, &text)
+            }
+            _ => error.clone(),
+        };
+        out.line(&format!("          {line}"))?;
     }
-    let audit = status.last_audit.map_or("never".to_owned(), |at| {
-        format!("{} ago", span(now.saturating_sub(at)))
-    });
+    let by_wall = || Some(now.saturating_sub(status.last_audit?));
+    let audit = status.last_audit_age.or_else(by_wall);
+    let audit = audit.map_or("never".to_owned(), |age| format!("{} ago", span(age)));
     out.line(&format!(
         "kernel    read as a whole {audit}, {} objects put back since the start",
         status.repairs
@@ -169,31 +174,25 @@ fn show(status: &Status, all: bool, out: &mut Out) -> Result<(), Ended> {
     }
     words.push(out.paint(feel, state));
     words.extend(firewall.error.clone());
-    out.line(&format!(
-        "{}, put back {} times",
-        words.join(" "),
-        firewall.restores
-    ))?;
+    out.line(&format!("{}, {}", words.join(" "), put_back(firewall.restores)))?;
     lists(status, out)?;
     peers(&status.peers, all, out)
 }
 
+fn put_back(times: u64) -> String {
+    match times {
+        0 => "never put back".to_owned(),
+        1 => "put back once".to_owned(),
+        n => format!("put back {n} times"),
+    }
+}
+
+/// What does not keep the host from being ready: the rest stands at the top.
 fn lists(status: &Status, out: &mut Out) -> Result<(), Ended> {
-    let rejected: Vec<String> = status
-        .rejected
-        .iter()
-        .map(|r| format!("{}: {}", r.key, r.reason))
-        .collect();
-    for (name, feel, list) in [
-        ("failed", Mood::Bad, &status.failures),
-        ("conflict", Mood::Bad, &status.conflicts),
-        ("not ours", Mood::Warn, &status.overlaps),
-        ("fight", Mood::Warn, &status.fights),
-        ("no lease", Mood::Warn, &rejected),
-    ] {
-        for entry in list {
-            let name = out.paint(feel, &format!("{name:<10}"));
-            out.line(&format!("{name}{entry}"))?;
+    for (kind, feel) in [(Kind::Degraded, Mood::Warn), (Kind::Remark, Mood::Faint)] {
+        for finding in status.findings_of(kind) {
+            let name = out.paint(feel, &format!("{:<10}", kind.name()));
+            out.line(&format!("{name}{finding}"))?;
         }
     }
     Ok(())
@@ -201,13 +200,14 @@ fn lists(status: &Status, out: &mut Out) -> Result<(), Ended> {
 
 fn peers(peers: &[Peer], all: bool, out: &mut Out) -> Result<(), Ended> {
     let count = |state| peers.iter().filter(|p| p.state == state).count();
-    let (ok, failed, conflict) = (
+    let (ok, failed, conflict, degraded) = (
         count(PeerState::Ok),
         count(PeerState::Failed),
         count(PeerState::Conflict),
+        count(PeerState::Degraded),
     );
     out.line(&format!(
-        "peers     {}: {ok} ok, {failed} failed, {conflict} in conflict",
+        "peers     {}: {ok} ok, {failed} failed, {conflict} in conflict, {degraded} degraded",
         peers.len()
     ))?;
     let shown: Vec<&Peer> = peers
@@ -229,6 +229,7 @@ fn peers(peers: &[Peer], all: bool, out: &mut Out) -> Result<(), Ended> {
                 PeerState::Ok => mood(Mood::Good, "ok"),
                 PeerState::Failed => mood(Mood::Bad, "FAILED"),
                 PeerState::Conflict => mood(Mood::Bad, "CONFLICT"),
+                PeerState::Degraded => mood(Mood::Warn, "DEGRADED"),
             },
             cell(peer.error.as_deref().unwrap_or_default()),
         ]);

@@ -128,7 +128,7 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
                     "mod_revision": entry.mod_revision, "version": entry.version, "lease": entry.lease,
                 }))?;
             } else {
-                out.line(&value)?;
+                out.value(&entry.value)?;
             }
             Ok(ExitCode::SUCCESS)
         }

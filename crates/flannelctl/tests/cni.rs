@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use cni::conflist;
 use nodes::{GO_PLUGINS, Node, executable};
 use serde_json::{Value, json};
 
@@ -295,17 +296,87 @@ fn conf_when_printed_and_written_is_what_is_shipped_and_what_differs_stays() {
     );
 }
 
+#[test]
+fn conf_when_something_else_than_a_file_is_in_its_place_ends_at_once_and_leaves_it() {
+    let bin = Bin::new();
+    assert_eq!(bin.cni(&["install", "--all"]).0, 0);
+    let folder = bin.folder.path().join("net.d");
+    std::fs::create_dir_all(&folder).unwrap();
+    let place = folder.join("10-flannel.conflist");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &place, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let word = place.to_str().unwrap();
+    for options in [
+        &["conf", "--write", word][..],
+        &["conf", "--write", word, "--replace"],
+    ] {
+        let (code, text) = bin.cni(options);
+        assert_eq!(code, 1, "{text}");
+        assert!(
+            text.contains(word) && text.contains("not a regular file"),
+            "{text}"
+        );
+    }
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(
+        &place.metadata().unwrap().file_type()
+    ));
+    // Nor does one in a plugin's place hang the installation.
+    let plugin = bin.path("flannel");
+    std::fs::remove_file(&plugin).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &plugin, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let (code, text) = bin.cni(&["install"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("not a regular file"), "{text}");
+}
+
 /// libcni takes the highest version offered that it knows itself, and never asks the plugins.
 #[test]
 fn conf_when_gos_portmap_of_debian_is_beside_ours_offers_no_version_that_it_does_not_speak() {
     let bin = Bin::new();
     std::fs::copy(format!("{GO_PLUGINS}/portmap"), bin.path("portmap")).unwrap();
     assert_eq!(bin.cni(&["install"]).0, 0);
-    let output = bin.command(&["conf"]).output().unwrap();
-    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(list["cniVersions"], json!(["0.3.1", "0.4.0", "1.0.0"]));
-    let notes = String::from_utf8(output.stderr).unwrap();
+    let conf = |arguments: &[&str]| {
+        let output = bin.command(arguments).output().unwrap();
+        let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (
+            list["cniVersions"].clone(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (versions, notes) = conf(&["conf", "--all-versions"]);
+    assert_eq!(versions, json!(["0.3.1", "0.4.0", "1.0.0"]));
     assert!(notes.contains("portmap does not speak 1.1.0"), "{notes}");
+    assert_eq!(conf(&["conf"]), (json!(["0.3.1", "0.4.0"]), String::new()));
+    std::fs::write(bin.path("multus"), "").unwrap();
+    let (_, notes) = conf(&["conf", "--all-versions"]);
+    assert!(
+        notes.contains("multus hands results on in the newest version offered"),
+        "{notes}"
+    );
+    assert_eq!(conf(&["conf"]).1, "");
+}
+
+/// Thin Multus 4.3 takes the newest version that its own libcni, 1.3, finds in the list, and prints results in it as they are. Its
+/// caller's libcni has to read them: 0.8 (containerd 1.5) knows 0.4.0, 1.1 (containerd 1.6 and 1.7) knows 1.0.0.
+#[test]
+fn shipped_list_when_thin_multus_reads_it_leads_to_results_that_every_runtime_can_read() {
+    let list: Value = serde_json::from_str(&shipped()).unwrap();
+    for (libcni, knows, reads_versions) in [
+        ("0.8", "0.4.0", false),
+        ("1.0", "1.0.0", false),
+        ("1.1", "1.0.0", false),
+        ("1.2", "1.1.0", true),
+        ("1.3", "1.1.0", true),
+    ] {
+        let results = [
+            selected(&list, "1.1.0", true),         // Multus 4.3
+            selected(&list, "1.0.0", false),        // Multus 3.9 to 4.2
+            selected(&list, knows, reads_versions), // the runtime by itself
+        ];
+        for result in results {
+            assert!(result.as_str() <= knows, "libcni {libcni} is handed {result}");
+        }
+    }
 }
 
 /// The version a runtime calls plugins with: `known` is the newest its libcni knows, and whether that reads `cniVersions`.
@@ -409,14 +480,16 @@ impl Runtime {
 
 #[test]
 fn shipped_list_when_used_by_an_old_and_a_new_runtime_gives_pods_addresses_and_ports() {
-    for (known, reads_versions, expected) in [
-        ("0.4.0", false, "0.3.1"),
-        ("1.0.0", false, "0.3.1"),
-        ("1.1.0", true, "1.1.0"),
-        ("1.2.0", true, "1.1.0"),
+    let all = conflist::text(conflist::NAME, &conflist::OFFERED).unwrap();
+    for (text, known, reads_versions, expected) in [
+        (&shipped(), "0.4.0", false, "0.3.1"),
+        (&shipped(), "1.1.0", true, "0.4.0"),
+        (&all, "1.0.0", false, "0.3.1"),
+        (&all, "1.1.0", true, "1.1.0"),
+        (&all, "1.2.0", true, "1.1.0"),
     ] {
         let mut node = Node::new();
-        let list: Value = serde_json::from_str(&shipped()).unwrap();
+        let list: Value = serde_json::from_str(text).unwrap();
         let version = selected(&list, known, reads_versions);
         assert_eq!(version, expected);
         let holder = node.process(&format!(

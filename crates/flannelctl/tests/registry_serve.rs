@@ -171,6 +171,38 @@ fn certificates(dir: &Path) {
 }
 
 #[test]
+fn client_when_the_scheme_or_a_file_is_wrong_says_which() {
+    let dir = TempDir::new().expect("a directory");
+    let server = start(dir.path());
+    let url = server
+        .line
+        .split_whitespace()
+        .find(|word| word.starts_with("http://"));
+    let url = url.expect("a URL").replace("http://", "https://");
+    let ls = |url: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flannelctl"));
+        let (status, text) = refused(
+            command
+                .args(["registry", "ls", "--endpoints", url, "/"])
+                .args(more),
+        );
+        assert_eq!(status.code(), Some(1), "{text}");
+        text
+    };
+    certificates(dir.path());
+    let authority = dir.path().join("ca.pem").display().to_string();
+    let text = ls(&url, &["--cafile", &authority]);
+    assert!(text.contains("its URL begins with http://"), "{text}");
+    assert!(text.contains(&url), "{text}");
+    // Told also where nobody listens, and once.
+    for missing in ["/nonexistent/ca.pem", "/dev/null"] {
+        let text = ls("https://127.0.0.1:1", &["--cafile", missing]);
+        assert_eq!(text.matches(missing).count(), 1, "{text}");
+        assert!(text.contains("etcd-cafile"), "{text}");
+    }
+}
+
+#[test]
 fn client_when_the_registry_speaks_tls_needs_the_right_files() {
     let dir = TempDir::new().expect("a directory");
     let files = dir.path();

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fabric::lease::{Lease, Snapshot, snapshot_from};
+use kernel::file::{self, WriteError};
 use registry::etcd3::{Address, Keys};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::atomic_file::{self, WriteError};
 use crate::flags::EtcdOptions;
 
 /// How the file begins. Another number is another format, which is not read.
@@ -101,18 +101,37 @@ impl Moment {
         self.uptime.checked_sub(earlier.uptime).filter(|_| same)
     }
 
-    /// Whether `left` seconds from an earlier moment have passed. Each clock that can tell has a veto: between two nodes with
-    /// one subnet and none for this one, none is the smaller evil.
-    fn is_past(&self, earlier: &Moment, left: u64) -> Result<bool, Useless> {
-        let elapsed = self.since_in_this_boot(earlier);
-        if self.wall + CORRECTION.as_secs() < earlier.wall {
-            return elapsed.map(|elapsed| elapsed >= left).ok_or(Useless::Clock {
-                now: self.wall,
-                saved: earlier.wall,
-            });
+    /// Seconds since an earlier moment, and whether it may be more.
+    ///
+    /// The time since boot is nobody's to set and decides wherever it can. Of another boot the wall clock tells, unless it knows less
+    /// than it knew then: a host without a clock of its own starts in the past. Then all that is known is that this boot is younger.
+    fn since(&self, earlier: &Moment) -> (u64, bool) {
+        if let Some(elapsed) = self.since_in_this_boot(earlier) {
+            return (elapsed, false);
         }
-        let by_wall = self.wall.saturating_sub(earlier.wall) >= left;
-        Ok(by_wall || elapsed.is_some_and(|elapsed| elapsed >= left))
+        let this_boot = if self.boot.is_empty() { 0 } else { self.uptime };
+        let is_behind = self.wall.saturating_add(CORRECTION.as_secs()) < earlier.wall;
+        (self.wall.saturating_sub(earlier.wall).max(this_boot), is_behind)
+    }
+}
+
+/// What cannot be told of a cache that is served from all the same: no network at all would be the greater evil.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    /// What the clock says, seconds since 1970.
+    pub now: u64,
+    /// What it said when the cache was saved, likewise.
+    pub saved: u64,
+}
+
+impl std::fmt::Display for Doubt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the clock says {}, and the cache was saved at {}: whether the own lease in it has expired since cannot be told",
+            utc(self.now),
+            utc(self.saved)
+        )
     }
 }
 
@@ -164,14 +183,6 @@ pub enum Useless {
         /// Key text.
         subnet: String,
     },
-    /// It cannot be told whether the own lease is good. Setting the clock cures it.
-    #[error("the clock says {}, it was saved at {}: whether the own lease has expired cannot be told before the clock is set", utc(*.now), utc(*.saved))]
-    Clock {
-        /// Seconds since 1970.
-        now: u64,
-        /// Seconds since 1970.
-        saved: u64,
-    },
 }
 
 /// A moment in words.
@@ -205,15 +216,29 @@ impl Head {
             && self.own.value == other.own.value
     }
 
-    /// Whether it may be served from: it is of this registry and the own lease is still ours.
-    pub fn judge(&self, source: &Source, now: &Moment) -> Result<(), Useless> {
+    /// Whether it may be served from: it is of this registry, and the own lease is still ours as far as any clock can tell.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn judge(&self, source: &Source, now: &Moment) -> Result<Option<Doubt>, Useless> {
         source.is(&self.source)?;
+        let (since, may_be_more) = now.since(&self.saved);
         match self.own.left {
-            Some(left) if now.is_past(&self.saved, left)? => Err(Useless::Expired {
+            Some(left) if since >= left => Err(Useless::Expired {
                 subnet: self.own.subnet.clone(),
             }),
-            _ => Ok(()),
+            Some(_) if may_be_more => Ok(Some(Doubt {
+                now: now.wall,
+                saved: self.saved.wall,
+            })),
+            _ => Ok(None),
         }
+    }
+
+    /// Seconds the own lease has left, as far as the clocks can tell; `None` for a reservation.
+    pub fn left(&self, now: &Moment) -> Option<u64> {
+        let (since, _) = now.since(&self.saved);
+        self.own.left.map(|left| left.saturating_sub(since))
     }
 
     /// Whether it was listed where this leads to.
@@ -317,6 +342,9 @@ pub enum SaveError {
     /// It cannot be said in JSON.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
+    /// It would not be read again.
+    #[error("the leases take {0} bytes: expected at most {LARGEST}")]
+    TooLarge(usize),
 }
 
 /// The place of the cache.
@@ -337,11 +365,8 @@ impl Cache {
     }
 
     fn open(&self) -> Result<Option<BufReader<File>>, String> {
-        match File::open(&self.file) {
-            Ok(file) => Ok(Some(BufReader::with_capacity(64 << 10, file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.to_string()),
-        }
+        let file = file::open(&self.file).map_err(|error| error.to_string())?;
+        Ok(file.map(|file| BufReader::with_capacity(64 << 10, file)))
     }
 
     /// All but the leases; `None` where there is no cache. The error says why what is there is none.
@@ -362,7 +387,10 @@ impl Cache {
 
     /// Writes it, whole or not at all.
     pub fn save(&self, head: &Head, lines: &[u8]) -> Result<(), SaveError> {
-        Ok(atomic_file::replace(&self.file, &render(head, lines)?, MODE)?)
+        if u64::try_from(lines.len()).is_ok_and(|bytes| bytes > LARGEST) {
+            return Err(SaveError::TooLarge(lines.len()));
+        }
+        Ok(file::replace(&self.file, &render(head, lines)?, MODE)?)
     }
 
     /// Removes it: what it says is ours is not ours any more.
@@ -371,5 +399,155 @@ impl Cache {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(wall: u64, boot: &str, uptime: u64) -> Moment {
+        Moment {
+            wall,
+            boot: boot.to_owned(),
+            uptime,
+        }
+    }
+
+    #[test]
+    fn time_when_it_has_passed_then_by_the_boot_where_it_is_the_same_and_else_by_the_wall() {
+        let earlier = moment(1000, "a", 100);
+        let same = moment(5, "a", 130);
+        assert_eq!(
+            (same.since_in_this_boot(&earlier), same.since(&earlier)),
+            (Some(30), (30, false))
+        );
+        assert_eq!(
+            moment(2000, "a", 99).since_in_this_boot(&earlier),
+            None,
+            "it cannot be"
+        );
+        assert_eq!(moment(2000, "a", 100).since_in_this_boot(&earlier), Some(0));
+        assert_eq!(moment(2000, "b", 7).since(&earlier), (1000, false));
+        assert_eq!(
+            moment(1005, "b", 70).since(&earlier),
+            (70, false),
+            "this boot alone is longer"
+        );
+        assert_eq!(moment(940, "b", 7).since(&earlier), (7, false), "a correction");
+        assert_eq!(moment(939, "b", 7).since(&earlier), (7, true));
+        let nameless = moment(1005, "", 70);
+        assert_eq!(nameless.since_in_this_boot(&moment(1000, "", 1)), None);
+        assert_eq!(nameless.since(&moment(1000, "", 1)), (5, false));
+        let now = Moment::now();
+        assert!(!now.boot.is_empty() && now.boot == now.boot.trim() && now.wall > 1_600_000_000);
+        assert!(
+            Moment::now()
+                .since_in_this_boot(&now)
+                .is_some_and(|since| since < 60)
+        );
+    }
+
+    fn head(left: Option<u64>, uptime: u64, lines: &[u8]) -> Head {
+        let source = Source {
+            prefix: "/n/subnets/".to_owned(),
+            endpoints: vec!["a:1".to_owned(), "b:2".to_owned()],
+        };
+        let own = Own {
+            subnet: "10.5.1.0-24".to_owned(),
+            value: "{}".to_owned(),
+            left,
+        };
+        Head::new(source, moment(1000, "a", uptime), 9, "{}".to_owned(), own, lines)
+    }
+
+    #[test]
+    fn head_when_it_says_the_same_then_whenever_that_was_and_within_a_correction() {
+        let first = head(Some(1000), 100, b"x");
+        for (left, uptime, is_same) in [
+            (Some(1000), 100, true),
+            (Some(900), 200, true),
+            (Some(1060), 100, true),
+            (Some(940), 100, true),
+            (Some(1061), 100, false),
+            (None, 100, false),
+        ] {
+            assert_eq!(
+                head(left, uptime, b"x").says_what(&first),
+                is_same,
+                "{left:?} {uptime}"
+            );
+        }
+        assert!(head(None, 100, b"x").says_what(&head(None, 900, b"x")));
+        let differ: [fn(&mut Head); 4] = [
+            |head| head.config.push(' '),
+            |head| head.own.subnet.push(' '),
+            |head| head.own.value.push(' '),
+            |head| head.leases.push(' '),
+        ];
+        for differ in differ {
+            let mut other = first.clone();
+            differ(&mut other);
+            assert!(!other.says_what(&first));
+        }
+        assert!(!head(Some(1000), 100, b"y").says_what(&first));
+    }
+
+    #[test]
+    fn lease_when_time_has_passed_then_so_much_less_is_left_and_at_its_end_it_is_useless() {
+        let head = head(Some(50), 100, b"");
+        let at = |uptime| moment(0, "a", uptime);
+        assert_eq!(
+            (head.left(&at(100)), head.left(&at(149)), head.left(&at(200))),
+            (Some(50), Some(1), Some(0))
+        );
+        let source = head.source.clone();
+        assert_eq!(head.judge(&source, &at(149)), Ok(None));
+        assert!(matches!(
+            head.judge(&source, &at(150)),
+            Err(Useless::Expired { .. })
+        ));
+        let doubt = head.judge(&source, &moment(0, "b", 7)).unwrap().unwrap();
+        assert_eq!((doubt.now, doubt.saved), (0, 1000));
+        let text = doubt.to_string();
+        assert!(
+            text.contains("1970-01-01T00:00:00Z") && text.contains("1970-01-01T00:16:40Z"),
+            "{text}"
+        );
+        let mut other = source.clone();
+        other.endpoints = vec!["c:3".to_owned(), "b:2".to_owned()];
+        assert!(head.is_of(&other), "a member in common");
+        other.endpoints.pop();
+        assert!(!head.is_of(&other));
+        assert_eq!(
+            head.judge(&other, &at(100)),
+            Err(Useless::Endpoints("a:1,b:2".to_owned()))
+        );
+        other.prefix.push('x');
+        assert!(
+            matches!(head.judge(&other, &at(100)), Err(Useless::Prefix { was, is }) if was == source.prefix && is == other.prefix)
+        );
+    }
+
+    #[test]
+    fn cache_when_saved_then_had_again_and_when_forgotten_or_too_large_then_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("cache"));
+        assert_eq!((cache.head(), cache.load()), (Ok(None), Ok(None)));
+        let head = head(None, 1, b"");
+        cache.save(&head, b"").unwrap();
+        assert_eq!(cache.head(), Ok(Some(head.clone())));
+        assert_eq!(cache.load().unwrap().map(|(head, _)| head), Some(head.clone()));
+        assert_eq!(cache.file(), folder.path().join("cache"));
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(cache.file()).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        cache.forget().unwrap();
+        cache.forget().unwrap();
+        assert_eq!(cache.head(), Ok(None));
+        assert!(Cache::at(folder.path().to_owned()).forget().is_err());
+        let large = vec![b'x'; usize::try_from(LARGEST).unwrap() + 1];
+        assert!(matches!(cache.save(&head, &large), Err(SaveError::TooLarge(_))));
+        assert!(!cache.file().exists());
     }
 }

@@ -8,38 +8,42 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Snapshot, Subnet, Update};
-use fabric::node::{Identity, Node};
+use fabric::node::{Identity, Node, Provided};
 use fabric::object::Family;
 use fabric::ownership::Ownership;
 use fabric::plan;
-use fabric::status::{Firewall, FirewallState, OwnLease};
-use fabric::subnet_env::{Previous, SubnetEnv};
+use fabric::subnet_env::SubnetEnv;
 use ipnet::IpNet;
-use registry::{AcquireError, Backoff, Held, Holding, Registry, RegistryError, Taken, Wanted};
+use registry::{Chance, Holding, Registry, Taken, Wanted};
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use crate::board::Reporter;
 use crate::cache::Source;
-use crate::engine::{Engine, report::Reporter};
 use crate::firewall::{self, Rules};
 use crate::flags::Options;
-use crate::interface;
 use crate::mailbox::{Command, Mailbox, Setup};
-use crate::state_dir::{State, StateDir};
-use crate::truth::{Cached, Truth, wall_clock};
+use crate::truth::{Cached, Truth};
 
-use self::ground::{Config, Former, Ground, addresses, previous_subnet};
+use self::crew::Crew;
+use self::ground::{Config, Former, Ground};
+use self::machine::{Claimed, Machine, Unfit};
 use self::record::Recorder;
+use self::records::Records;
 
+mod crew;
 mod ground;
+mod holding;
+mod join;
+pub mod machine;
 mod record;
+pub mod records;
 mod stand_in;
+mod underlay;
 
-/// After an underlay change its echoes are waited for before the choice is made anew.
-const UNDERLAY_SETTLES: Duration = Duration::from_millis(200);
+/// How often it is looked whether the disk answers.
+const DISK_LOOK: Duration = Duration::from_secs(1);
 
 /// How often the record of leases is brought up to date, at most.
 const RECORD_PERIOD: Duration = Duration::from_secs(60);
@@ -54,8 +58,30 @@ const LAST_WORD_FRESH: Duration = Duration::from_secs(60);
 pub enum Ending {
     /// Another node holds our subnet: stop announcing it.
     Taken(Taken),
-    /// Peers know a node by its public address; ours changed, so the lease has to be found anew. From what to what.
+    /// Peers know a node by its public address; ours changed, or a family has come, so the lease has to be found anew. What happened.
     Readdressed(String),
+}
+
+/// What a daemon works with.
+pub struct Parts {
+    /// What the flags say.
+    pub options: Options,
+    /// Where leases are kept.
+    pub registry: Arc<dyn Registry>,
+    /// Where in it, for those who ask.
+    pub prefix: String,
+    /// The machine it runs on.
+    pub machine: Arc<dyn Machine>,
+    /// What it remembers.
+    pub records: Arc<dyn Records>,
+    /// Where the engine says how things stand.
+    pub reporter: Reporter,
+    /// The engine's letter box.
+    pub mailbox: Arc<Mailbox>,
+    /// The engine heard that the underlay changed.
+    pub underlay_changed: Arc<Notify>,
+    /// For waiting times.
+    pub chance: Chance,
 }
 
 /// What the parts share.
@@ -64,54 +90,40 @@ pub struct Daemon {
     registry: Arc<dyn Registry>,
     truth: Truth,
     mailbox: Arc<Mailbox>,
-    state_dir: StateDir,
-    /// The underlay changed.
+    machine: Arc<dyn Machine>,
+    records: Arc<dyn Records>,
     underlay_changed: Arc<Notify>,
-    firewall: firewall::Handle,
     recorder: Recorder,
+    chance: Chance,
     /// The registry was asked and did not answer, or not as is needed.
     doubt: Notify,
+    /// None in a daemon that was given what it works with.
+    crew: Option<Crew>,
 }
 
 impl Daemon {
-    /// Starts the threads. Nothing is asked of the registry yet.
-    pub fn start(options: Options, registry: Arc<dyn Registry>, prefix: String) -> anyhow::Result<Daemon> {
-        let reporter = Reporter::default();
-        let mailbox = Mailbox::new().context("making the engine's letter box")?;
-        let off = !options.masquerade && !options.forward_rules;
-        let firewall_state = Firewall {
-            state: if off {
-                FirewallState::Off
-            } else {
-                FirewallState::Pending
-            },
-            ..Firewall::default()
-        };
-        let truth = Truth::new(reporter.clone(), registry.states(), prefix, firewall_state);
-        let underlay_changed = Arc::new(Notify::new());
-        let notify = Arc::clone(&underlay_changed);
-        let on_underlay = Box::new(move || notify.notify_one());
-        let engine = Engine::new(Arc::clone(&mailbox), reporter.clone(), on_underlay, seed())
-            .context("opening the engine's netlink sockets")?;
-        std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || engine.run())
-            .context("starting the engine")?;
-        let firewall = firewall::start(&options, truth.firewall().clone(), reporter)
-            .context("starting the firewall's thread")?;
-        let state_dir = StateDir::for_subnet_file(&options.subnet_file);
-        let recorder = Recorder::new(state_dir.cache(), Source::of(&options.etcd));
-        Ok(Daemon {
-            options,
-            registry,
+    /// A daemon that is given what it works with, and starts nothing.
+    pub fn over(parts: Parts) -> Daemon {
+        let source = Source::of(&parts.options.etcd);
+        let truth = Daemon::truth_of(&parts.options, &*parts.registry, parts.prefix, parts.reporter);
+        Daemon {
+            recorder: Recorder::new(Arc::clone(&parts.records), source, truth.clone()),
             truth,
-            mailbox,
-            state_dir,
-            underlay_changed,
-            firewall,
-            recorder,
+            options: parts.options,
+            registry: parts.registry,
+            mailbox: parts.mailbox,
+            machine: parts.machine,
+            records: parts.records,
+            underlay_changed: parts.underlay_changed,
+            chance: parts.chance,
             doubt: Notify::new(),
-        })
+            crew: None,
+        }
+    }
+
+    fn truth_of(options: &Options, registry: &dyn Registry, prefix: String, reporter: Reporter) -> Truth {
+        let firewall = firewall::Wanted::of(options).at_first();
+        Truth::new(reporter, registry.states(), prefix, firewall)
     }
 
     /// What the daemon says about itself.
@@ -124,31 +136,72 @@ impl Daemon {
         &self.mailbox
     }
 
-    /// Ends the threads after the step they are in. The data path stays as it is.
-    pub fn stop(&self) {
-        self.mailbox.stop();
-        self.firewall.stop();
+    /// Reports when the state directory does not answer, and when it does again.
+    pub async fn watch_disk(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(DISK_LOOK).await;
+            let late = self.records.trouble();
+            let before = self.truth.situation().state_dir;
+            // The text stays: since when does not change.
+            self.truth
+                .update(|situation| situation.state_dir = late.map(|late| before.unwrap_or(late)));
+        }
+    }
+
+    /// What there is to stand on, with the config and the machine as they are.
+    async fn find(&self, kind: &'static str, config: Config) -> Result<Ground, Unfit> {
+        let place = self
+            .machine
+            .place(kind, &self.options.interface, &config.network)
+            .await?;
+        Ground::new(config, place).map_err(Unfit::Broken)
+    }
+
+    /// Leaves out of the past what is gone or has become another daemon's.
+    async fn claim(&self, former: &mut Former) {
+        if former.links.is_empty() {
+            return;
+        }
+        match self.machine.claim(former.links.clone()).await {
+            Ok(Claimed { left, kept }) => {
+                for kept in kept {
+                    info!("{kept}, and not of former times: it is left alone");
+                }
+                former.links = left;
+            }
+            // Nothing is ours that is not known to be.
+            Err(failure) => {
+                warn!("devices of former times: {failure}");
+                former.links.clear();
+            }
+        }
     }
 
     /// Runs the fabric until its subnet is another's, or an input turns out to be beyond cure.
     pub async fn run(&self) -> anyhow::Result<Ending> {
-        let mut state = self.state_dir.load();
-        let previous_file = crate::subnet_file::read_previous(&self.options.subnet_file);
-        for problem in &previous_file.problems {
-            warn!("{}: {problem}", self.options.subnet_file.display());
+        let mut state = self.records.state().await;
+        let previous_file = self.records.subnet_file().await;
+        // A file that is none of ours has something wrong with every line.
+        if let Some((first, more)) = previous_file.problems.split_first() {
+            let file = self.options.subnet_file.display();
+            match more.len() {
+                0 => warn!("{file}: {first}"),
+                more => warn!("{file}: {first}; and {more} more like it"),
+            }
         }
-        if let Ok(Some(head)) = self.recorder.cache().head()
+        if let Ok(Some(head)) = self.records.cached_head().await
             && head.is_of(self.recorder.source())
         {
             self.registry.resume(head.revision);
         }
         let (ground, held) = tokio::select! {
+            biased;
             joined = self.join(&previous_file, &state) => joined?,
             never = self.stand_in(&previous_file) => match never? {},
         };
         let served = matches!(self.truth.situation().cached, Cached::Served { .. });
         if served {
-            state = self.state_dir.load();
+            state = self.records.state().await;
             info!("the registry answers: what it says replaces what the cache said");
             let before = self.truth.situation().lease.map(|lease| lease.subnet);
             if let Some(lost) = before.filter(|before| *before != held.lease.subnet.to_string()) {
@@ -173,25 +226,28 @@ impl Daemon {
         for other in &held.also_ours {
             warn!("the registry has a further lease with our public address: {other}; it is left alone");
         }
-        let history = if served { None } else { self.history(&ground) };
+        let history = if served { None } else { self.history(&ground).await };
+        state.lease = Some(subnet.to_string());
+        let mut former = Former::take(&mut state, &ground, &previous_file);
+        self.records.save_state(state);
+        self.claim(&mut former).await;
+        // INVARIANT: nothing is waited for from here to the set-up: what is said is said of the set-up that stands.
         self.show(&ground);
+        self.truth.hold(&subnet, held.expires);
         self.truth.update(|situation| {
-            situation.lease = Some(own_lease(subnet, held.expires));
             situation.waiting = None;
             situation.cached = Cached::Unasked;
         });
         self.recorder.hold(&ground.config.text, &held.lease, held.expires);
-        state.lease = Some(subnet.to_string());
-        let mut former = Former::take(&mut state, &ground, &previous_file);
-        self.state_dir.save(&state);
-        drop(state);
-        self.set_up(&ground, subnet, identity, former.clone(), history)?;
+        self.set_up(&ground, subnet, identity.clone(), former.clone(), history)?;
+        self.machine.settled();
         // Only the first set-up needs them.
         former.leases = BTreeMap::new();
 
         let sink = |update: Update| self.mailbox.update(update);
         let report = |holding: Holding| self.note(subnet, holding);
         tokio::select! {
+            biased;
             taken = self.registry.keep(&wanted, held, self.options.renew_margin, &report) => {
                 self.recorder.lost();
                 Ok(Ending::Taken(taken))
@@ -199,7 +255,7 @@ impl Daemon {
             never = self.registry.watch(&sink) => match never {},
             never = self.remember() => match never {},
             never = self.recorder.run(&self.mailbox, self.truth.reporter()) => match never {},
-            changed = self.follow_underlay(&ground, subnet, identity, &former) => {
+            changed = self.follow_underlay(&ground, subnet, identity, former) => {
                 let changed = changed?;
                 // It was made from an address that may be gone.
                 self.registry.reconnect().await;
@@ -208,82 +264,13 @@ impl Daemon {
         }
     }
 
-    /// Writes the cache if there is news: the last thing a daemon does.
+    /// Writes the cache if there is news, and waits for all that is being written: the last thing a daemon does.
     pub async fn note_for_the_next(&self) {
-        let written = self.recorder.write(&self.mailbox, LAST_WORD_FRESH);
-        let _ = tokio::time::timeout(LAST_WORD, written).await;
-    }
-
-    /// Waits for what only the registry can give: the config, and, on the ground that it makes, a lease.
-    async fn join(&self, previous: &Previous, state: &State) -> anyhow::Result<(Ground, Held)> {
-        let config = self.network_config().await;
-        let ground = self.ground(config).await?;
-        let attributes = |subnet: &Subnet, own: Option<&Attributes>| ground.attributes(subnet, own);
-        let wanted = Wanted {
-            config: ground.network(),
-            me: ground.me(),
-            previous: previous_subnet(ground.network(), previous, state),
-            attributes: &attributes,
+        let written = async {
+            self.recorder.write(&self.mailbox, LAST_WORD_FRESH).await;
+            self.records.done(LAST_WORD).await;
         };
-        let held = self.acquire(&wanted).await;
-        Ok((ground, held))
-    }
-
-    /// Waits for a network config that holds together.
-    async fn network_config(&self) -> Config {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        loop {
-            let (waiting, missing) = match self.registry.network_config().await {
-                Ok(json) => match NetworkConfig::parse(&json) {
-                    Ok(network) => {
-                        self.truth.update(|situation| situation.config_missing = false);
-                        let text = String::from_utf8_lossy(&json).into_owned();
-                        return Config { text, network };
-                    }
-                    Err(refused) => (refused.to_string(), true),
-                },
-                Err(missing @ RegistryError::NotFound { .. }) => (missing.to_string(), true),
-                Err(failure) => (failure.to_string(), false),
-            };
-            self.truth.update(|situation| situation.config_missing = missing);
-            self.truth.wait_for(waiting);
-            self.doubt.notify_one();
-            tokio::time::sleep(backoff.step()).await;
-        }
-    }
-
-    /// Waits for an underlay that can carry the network.
-    async fn ground(&self, config: Config) -> anyhow::Result<Ground> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        loop {
-            match interface::choose(&self.options.interface, &config.network) {
-                Ok(selected) => {
-                    let ground = Ground::new(config, selected)?;
-                    if !self.truth.situation().serves() {
-                        self.show(&ground);
-                    }
-                    return Ok(ground);
-                }
-                Err(failure) => self.truth.wait_for(failure.to_string()),
-            }
-            tokio::time::sleep(backoff.step()).await;
-        }
-    }
-
-    async fn acquire(&self, wanted: &Wanted<'_>) -> Held {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        loop {
-            match self.registry.acquire(wanted).await {
-                Ok(held) => return held,
-                Err(failure) => {
-                    let no_subnet = matches!(failure, AcquireError::Alloc(_));
-                    self.truth.update(|situation| situation.no_subnet = no_subnet);
-                    self.truth.wait_for(format!("no lease yet: {failure}"));
-                }
-            }
-            self.doubt.notify_one();
-            tokio::time::sleep(backoff.step()).await;
-        }
+        let _ = tokio::time::timeout(LAST_WORD, written).await;
     }
 
     /// Hands engine and firewall what they work on.
@@ -300,7 +287,7 @@ impl Daemon {
             underlay: ground.underlay.clone(),
             subnet,
             identity,
-            direct: BTreeMap::new(),
+            provided: Provided::default(),
         };
         let networks: Vec<_> = node.network.networks().collect();
         let mut ownership = Ownership {
@@ -310,7 +297,8 @@ impl Daemon {
         };
         ownership.links.extend(former.links);
         ownership.networks.extend(former.networks.iter());
-        self.firewall.set(Rules {
+        self.machine.keep_parameters(ownership.links.clone());
+        self.machine.keep_rules(Rules {
             nftables: ground.network().nftables,
             halves: node
                 .network
@@ -334,64 +322,9 @@ impl Daemon {
             subnet_file: self.options.subnet_file.clone(),
             env,
             cached,
+            reach: self.options.interface.can_reach,
         });
         Ok(())
-    }
-
-    /// Makes the choice of interface anew when the underlay changes, and sets everything up for what comes of it.
-    async fn follow_underlay(
-        &self,
-        ground: &Ground,
-        subnet: Subnet,
-        identity: Identity,
-        former: &Former,
-    ) -> anyhow::Result<String> {
-        let mut current = ground.underlay.clone();
-        loop {
-            self.underlay_changed.notified().await;
-            tokio::time::sleep(UNDERLAY_SETTLES).await;
-            let selected = match interface::choose(&self.options.interface, ground.network()) {
-                Ok(selected) => selected,
-                // The link may be gone for a moment; the engine keeps trying what can be tried without it.
-                Err(failure) => {
-                    self.truth
-                        .update(|situation| situation.lease_trouble = Some(format!("underlay: {failure}")));
-                    continue;
-                }
-            };
-            self.truth.update(|situation| {
-                situation
-                    .lease_trouble
-                    .take_if(|trouble| trouble.starts_with("underlay:"));
-            });
-            let underlay = selected.underlay();
-            if underlay == current {
-                continue;
-            }
-            if (underlay.public4, underlay.public6) != (current.public4, current.public6) {
-                return Ok(format!(
-                    "from {} to {}",
-                    addresses(&current),
-                    addresses(&underlay)
-                ));
-            }
-            let ground = match ground.moved(selected) {
-                Ok(ground) => ground,
-                Err(failure) => {
-                    error!("{failure:#}");
-                    continue;
-                }
-            };
-            info!(
-                "underlay changed: {} MTU {} ({})",
-                underlay.link,
-                underlay.mtu,
-                addresses(&underlay)
-            );
-            self.show(&ground);
-            self.set_up(&ground, subnet, identity, former.clone(), None)?;
-            current = underlay;
-        }
     }
 
     /// Keeps the record of what leases ask for: what allows, after a roll-back to Go flannel and back, to tell its left-over
@@ -401,93 +334,16 @@ impl Daemon {
         loop {
             tokio::time::sleep(RECORD_PERIOD).await;
             let revision = self.truth.standing().revision;
-            if revision == known {
+            if revision == known && !self.records.is_unsaved() {
                 continue;
             }
             if let Some(routes) = self.mailbox.ask(Command::Routes).await {
-                let before = self.state_dir.load();
-                let mut state = before.clone();
-                state.set_leases(routes);
-                if state != before {
-                    self.state_dir.save(&state);
+                if !self.records.note_leases(routes) {
+                    continue;
                 }
                 known = revision;
-                drop((before, state));
-                kernel::heap::trim();
             }
         }
-    }
-
-    fn show(&self, ground: &Ground) {
-        let underlay = &ground.underlay;
-        let shown = fabric::status::Underlay {
-            link: underlay.link.to_string(),
-            mtu: underlay.mtu,
-            addresses: Family::BOTH.iter().filter_map(|f| underlay.address(*f)).collect(),
-            public: Family::BOTH.iter().filter_map(|f| underlay.public(*f)).collect(),
-            warnings: ground.warnings.clone(),
-        };
-        if self.truth.situation().underlay.as_ref() != Some(&shown) {
-            for warning in &ground.warnings {
-                warn!("{warning}");
-            }
-        }
-        self.truth.update(|situation| {
-            situation.networks = ground.network().networks().collect();
-            situation.backend = ground.backend.name().to_owned();
-            situation.mtu = ground.mtu;
-            situation.underlay = Some(shown);
-        });
-    }
-
-    fn note(&self, subnet: Subnet, holding: Holding) {
-        match holding {
-            Holding::Renewed { expires } => {
-                self.recorder.renewed(expires);
-                self.truth.update(|situation| {
-                    situation.lease = Some(own_lease(subnet, expires));
-                    situation.lease_trouble = None;
-                });
-            }
-            Holding::Failing {
-                error,
-                expires,
-                retry_in,
-            } => {
-                warn!(
-                    "lease {subnet} could not be renewed: {error}; next try in {} s",
-                    retry_in.as_secs()
-                );
-                let ended = expires.is_some_and(|at| at <= tokio::time::Instant::now());
-                self.truth.update(|situation| {
-                    situation.lease_trouble = ended.then(|| format!("lease {subnet} has expired: {error}"));
-                });
-            }
-            Holding::Lost => {
-                self.recorder.lost();
-                warn!("lease {subnet} is gone from the registry; asking for it again");
-                self.truth.update(|situation| {
-                    situation.lease_trouble = Some(format!("lease {subnet} is gone from the registry"));
-                });
-            }
-            Holding::Regained { expires, .. } => {
-                self.recorder.renewed(expires);
-                info!("lease {subnet} is ours again");
-                self.truth.update(|situation| {
-                    situation.lease = Some(own_lease(subnet, expires));
-                    situation.lease_trouble = None;
-                });
-            }
-            Holding::Repaired => info!("lease {subnet} had been written over; its value is ours again"),
-        }
-    }
-}
-
-fn own_lease(subnet: Subnet, expires: Option<tokio::time::Instant>) -> OwnLease {
-    OwnLease {
-        subnet: subnet.to_string(),
-        expires: expires.map(wall_clock),
-        reservation: expires.is_none(),
     }
 }
 
@@ -508,12 +364,4 @@ fn v6(net: Option<IpNet>) -> Option<ipnet::Ipv6Net> {
 /// The revision of what the registry last said.
 fn listed_at(registry: &dyn Registry) -> i64 {
     registry.states().borrow().revision
-}
-
-/// Spreads the timers of many hosts that start at once.
-fn seed() -> u64 {
-    let time = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.subsec_nanos());
-    u64::from(time) ^ (u64::from(std::process::id()) << 32)
 }

@@ -57,9 +57,10 @@ pub fn command_line(
     let program = arguments
         .next()
         .map_or_else(|| "flanneld".to_owned(), |a| a.to_string_lossy().into_owned());
+    // A hundred lines of usage would only hide the one that matters.
     let mistake = |error: &UsageError| CommandLine::Exit {
         code: 2,
-        text: format!("{error}\n{}", render::usage(&program)),
+        text: format!("{error}\nUsage: {program} [OPTION]... (--help lists them)\n"),
     };
     let mut texts = Vec::new();
     for (index, argument) in arguments.enumerate() {
@@ -100,10 +101,6 @@ pub fn command_line(
             errors,
             warnings,
         })),
-        // The grammar was right, the value was not: thirty lines of usage would only hide the one that matters.
-        Err(error) => CommandLine::Exit {
-            code: 2,
-            text: format!("{error}\nUsage: {program} [OPTION]... (--help lists them)\n"),
-        },
+        Err(error) => mistake(&error),
     }
 }

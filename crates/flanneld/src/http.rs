@@ -4,7 +4,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::os::unix::net::UnixListener as UnixStdListener;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,23 +14,17 @@ use fabric::status::{Pods, Status};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tracing::{debug, warn};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 use crate::flags::Health;
 use crate::metrics::{self, Numbers};
 
-/// A client that does not finish its request by then is cut off.
-const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// Connections at once, per listener; more wait.
-const CONNECTIONS: usize = 64;
+mod door;
+
 /// After the stop, open requests get this long.
-const DRAIN: Duration = Duration::from_secs(3);
+pub const DRAIN: Duration = Duration::from_secs(3);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -39,8 +34,8 @@ pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The daemon, as far as HTTP asks.
 pub trait Subject: Send + Sync + 'static {
-    /// The engine's loop comes round as it should.
-    fn is_alive(&self) -> bool;
+    /// Which thread has not come round for too long, and since when; `None` when all do.
+    fn silence(&self) -> Option<String>;
     /// What keeps the daemon from being ready right now, one sentence each; empty when it is.
     fn reasons(&self) -> Vec<String>;
     /// Whether pods of this host can be part of the network.
@@ -80,7 +75,17 @@ impl BindError {
     }
 }
 
-/// Takes the health port. `--healthz-ip` may be empty (all addresses of both families) or a name.
+/// Whether [`bind`] has to ask for the address of a name first, which may take long.
+pub fn is_name(health: &Health) -> bool {
+    !health.host.is_empty() && bare(&health.host).parse::<IpAddr>().is_err()
+}
+
+/// An address without the brackets of a URL.
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Takes the health port. `--healthz-ip` may be empty (all addresses of both families) or a name ([`is_name`]).
 pub fn bind(health: &Health) -> Result<StdListener, BindError> {
     let failed = |source| BindError {
         host: health.host.clone(),
@@ -92,36 +97,14 @@ pub fn bind(health: &Health) -> Result<StdListener, BindError> {
         StdListener::bind(("::", health.port))
             .or_else(|_| StdListener::bind((Ipv4Addr::UNSPECIFIED, health.port)))
     } else {
-        let host = health.host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Result<Vec<SocketAddr>, _> =
-            (host, health.port).to_socket_addrs().map(Iterator::collect);
+        let addresses: Result<Vec<SocketAddr>, _> = (bare(&health.host), health.port)
+            .to_socket_addrs()
+            .map(Iterator::collect);
         addresses.and_then(|addresses| StdListener::bind(addresses.as_slice()))
     }
     .map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
-}
-
-/// What connections come from.
-trait Accept: Send + Sync {
-    /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// The next one.
-    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
-}
-
-impl Accept for TcpListener {
-    type Stream = TcpStream;
-    async fn next(&self) -> std::io::Result<TcpStream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
-}
-
-impl Accept for UnixListener {
-    type Stream = UnixStream;
-    async fn next(&self) -> std::io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
 }
 
 /// Serves the health port until `stop` becomes true; then open requests have three seconds.
@@ -130,69 +113,19 @@ pub async fn serve_tcp(
     subject: Arc<dyn Subject>,
     stop: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    serve(TcpListener::from_std(listener)?, Door::Network, subject, stop).await;
+    let listener = TcpListener::from_std(listener)?;
+    door::serve(listener, Door::Network, subject, stop).await;
     Ok(())
 }
 
 /// Serves the status socket until `stop` becomes true.
-pub async fn serve_unix(listener: UnixListener, subject: Arc<dyn Subject>, stop: watch::Receiver<bool>) {
-    serve(listener, Door::Local, subject, stop).await;
-}
-
-async fn serve(
-    listener: impl Accept,
-    door: Door,
+pub async fn serve_unix(
+    listener: UnixStdListener,
     subject: Arc<dyn Subject>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let stream = tokio::select! {
-            () = stopped(&mut stop) => break,
-            accepted = listener.next() => accepted,
-        };
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Out of descriptors, or a connection that was gone before it was taken.
-                warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            }
-        };
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            break;
-        };
-        let (subject, mut stop) = (Arc::clone(&subject), stop.clone());
-        tokio::spawn(async move {
-            let answer = service_fn(|request| respond(door, &*subject, request));
-            let mut connection = std::pin::pin!(
-                hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(REQUEST_TIME)
-                    .serve_connection(TokioIo::new(stream), answer)
-            );
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = stopped(&mut stop) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                debug!("http connection: {error}");
-            }
-            drop(place);
-        });
-    }
-    drop(listener);
-    let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(DRAIN, places.acquire_many(all)).await;
-}
-
-/// Returns when `stop` is true, and when its sender is gone: then the daemon is ending without a word.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+    stop: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    door::serve(UnixListener::from_std(listener)?, Door::Local, subject, stop).await;
+    Ok(())
 }
 
 async fn respond(
@@ -219,12 +152,14 @@ pub async fn route(
     query: Option<&str>,
 ) -> Response<Full<Bytes>> {
     match (door, path) {
-        (_, "/healthz") if subject.is_alive() => answer(StatusCode::OK, TEXT, "flanneld is running"),
-        (_, "/healthz") => answer(
-            StatusCode::SERVICE_UNAVAILABLE,
-            TEXT,
-            "flanneld does not come round",
-        ),
+        (_, "/healthz") => match subject.silence() {
+            None => answer(StatusCode::OK, TEXT, "flanneld is running"),
+            Some(silence) => answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                format!("flanneld does not come round\n{silence}\n"),
+            ),
+        },
         (_, "/readyz") => readiness(subject, query),
         (_, "/metrics") => match metrics::render(&subject.numbers()) {
             Ok(text) => answer(StatusCode::OK, metrics::CONTENT_TYPE, text),
@@ -307,4 +242,45 @@ fn refuse_method(allowed: &'static str) -> Response<Full<Bytes>> {
         .headers_mut()
         .insert(ALLOW, HeaderValue::from_static(allowed));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(host: &str, port: u16) -> Health {
+        Health {
+            host: host.to_owned(),
+            port,
+        }
+    }
+
+    #[test]
+    fn health_address_when_it_is_a_name_then_it_has_to_be_asked_for() {
+        for host in ["", "127.0.0.1", "::1", "[::1]"] {
+            assert!(!is_name(&health(host, 0)), "{host}");
+        }
+        for host in ["localhost", "node-1.example"] {
+            assert!(is_name(&health(host, 0)), "{host}");
+        }
+    }
+
+    #[test]
+    fn health_port_when_taken_then_had_once_and_that_is_told_from_other_failures() {
+        let first = bind(&health("127.0.0.1", 0)).unwrap();
+        let port = first.local_addr().unwrap().port();
+        assert_eq!(first.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        let taken = bind(&health("[127.0.0.1]", port)).unwrap_err();
+        assert!(taken.is_in_use());
+        assert!(
+            taken
+                .to_string()
+                .starts_with(&format!("cannot serve health on [127.0.0.1]:{port}: ")),
+            "{taken}"
+        );
+        let strange = bind(&health("192.0.2.1", 0)).unwrap_err();
+        assert!(!strange.is_in_use(), "{strange}");
+        let everywhere = bind(&health("", 0)).unwrap().local_addr().unwrap();
+        assert!(everywhere.ip().is_unspecified());
+    }
 }

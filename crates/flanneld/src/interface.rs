@@ -9,16 +9,17 @@ pub mod inventory;
 pub mod pattern;
 mod select;
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fabric::config::NetworkConfig;
 use fabric::node::Underlay;
-use fabric::object::Family;
+use fabric::object::{Family, LinkName};
 use kernel::nl::NetlinkError;
 use kernel::rtnl::Rtnl;
 
 pub use inventory::{DefaultRoute, Inventory, LinkInfo};
-pub use select::{SelectError, select};
+pub use select::{SelectError, select, select_partly, select_renamed};
 
 /// What the user said about interface and addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +34,33 @@ pub struct Wish {
     pub public_ip: Option<Ipv4Addr>,
     /// `--public-ipv6`.
     pub public_ipv6: Option<Ipv6Addr>,
+    /// Addresses of the registry: where there is no default route, the way to one of them decides.
+    pub registry: Vec<IpAddr>,
+}
+
+/// The link that is in use already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Its index.
+    pub index: u32,
+    /// What it was called when it was chosen.
+    pub link: LinkName,
+}
+
+/// A family of the network that this host cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unserved {
+    /// Which.
+    pub family: Family,
+    /// Why no interface serves both.
+    pub why: String,
+}
+
+impl fmt::Display for Unserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unserved { family, why } = self;
+        write!(f, "{family} is in the network and not served on this host: {why}")
+    }
 }
 
 /// The families the network uses.
@@ -64,6 +92,10 @@ pub struct Selected {
     pub by: String,
     /// What is odd about the choice, one line each.
     pub warnings: Vec<String>,
+    /// Nothing but what there is decided: there is no default route, and no flag says which interface is meant.
+    pub guessed: bool,
+    /// The other family, where only one can be served.
+    pub unserved: Option<Unserved>,
 }
 
 impl Selected {
@@ -84,15 +116,31 @@ pub enum ChooseError {
     Select(#[from] SelectError),
 }
 
-/// Takes stock of the calling thread's network namespace and chooses.
-pub fn choose(wish: &Wish, network: &NetworkConfig) -> Result<Selected, ChooseError> {
+/// Takes stock of the calling thread's network namespace and chooses. What is in use already stays in use when all that happened to
+/// it is another name.
+///
+/// # Errors
+/// The kernel was not to be asked, or nothing fits.
+pub fn choose(wish: &Wish, network: &NetworkConfig, held: Option<Held>) -> Result<Selected, ChooseError> {
     let mut rtnl = Rtnl::open()?;
     let found = Inventory::collect(&mut rtnl)?;
     let families = Families {
         v4: network.space(Family::V4).is_some(),
         v6: network.space(Family::V6).is_some(),
     };
-    Ok(select(wish, families, &found, |to| {
-        inventory::reach(&mut rtnl, to)
-    })?)
+    let mut reach = |to| inventory::reach(&mut rtnl, to);
+    let selected = select_partly(wish, families, &found, &mut reach);
+    let selected = match (selected, held) {
+        // A default route that went for a moment is no reason to move to where none ever was.
+        (Ok(selected), Some(held)) if selected.guessed && selected.index != held.index => Err(SelectError {
+            attempts: vec![format!("{} has no default route any more", held.link)],
+            there: select::describe(&found),
+        }),
+        (selected, _) => selected,
+    };
+    let selected = selected.or_else(|failure| {
+        let held = held.and_then(|held| select_renamed(wish, families, &found, held, &failure));
+        held.ok_or(failure)
+    });
+    Ok(selected?)
 }

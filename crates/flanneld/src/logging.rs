@@ -1,12 +1,13 @@
 //! The log: one line per event on standard error, colour only on a terminal.
 //!
-//! Field values come from registries, kernels and files that others write: control characters are shown escaped, so that no
-//! value begins a line of its own or paints the terminal.
+//! Field values come from registries, kernels and files that others write: they are shown [escaped](Escaped), so that no value
+//! begins a line of its own or paints the terminal.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fabric::printable::Escaped;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
@@ -96,9 +97,9 @@ impl Visit for Fields {
         use fmt::Write;
         // Writing to a String fails only when the value's own formatting does; what came before it is kept.
         let _ = if field.name() == "message" {
-            write!(Escaped(&mut self.message), "{value:?}")
+            write!(Escaping(&mut self.message), "{value:?}")
         } else {
-            write!(Escaped(&mut self.rest), " {}={value:?}", field.name())
+            write!(Escaping(&mut self.rest), " {}={value:?}", field.name())
         };
     }
 
@@ -107,18 +108,12 @@ impl Visit for Fields {
     }
 }
 
-struct Escaped<'a>(&'a mut String);
+/// What is written to it is escaped.
+struct Escaping<'a>(&'a mut String);
 
-impl fmt::Write for Escaped<'_> {
+impl fmt::Write for Escaping<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            if c.is_control() {
-                self.0.extend(c.escape_default());
-            } else {
-                self.0.push(c);
-            }
-        }
-        Ok(())
+        write!(self.0, "{}", Escaped(text))
     }
 }
 
@@ -163,9 +158,17 @@ fn date(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// Writes to standard error what has to be said before, or instead of, logging; a closed one is nobody's fault here.
+/// Writes to standard error, line by line, what has to be said before, or instead of, logging; a closed one is nobody's fault
+/// here.
 pub fn say(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let shown: String = text
+        .split_inclusive('\n')
+        .map(|line| match line.strip_suffix('\n') {
+            Some(line) => format!("{}\n", Escaped(line)),
+            None => Escaped(line).to_string(),
+        })
+        .collect();
+    let _ = io::stderr().lock().write_all(shown.as_bytes());
 }
 
 #[cfg(test)]
@@ -245,5 +248,41 @@ mod tests {
             write_time(&mut written, UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
             assert_eq!(written, text);
         }
+    }
+
+    /// Counted on day by day by the rules of the calendar.
+    #[test]
+    fn date_when_every_day_of_four_centuries_comes_then_each_has_its_own() {
+        let (mut year, mut month, mut day) = (1970, 1, 1);
+        for days in 0..146_097 + 366 {
+            assert_eq!(date(days), (year, month, day), "day {days}");
+            let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let length = match month {
+                2 if is_leap => 29,
+                2 => 28,
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            day += 1;
+            if day > length {
+                (day, month) = (1, month + 1);
+            }
+            if month > 12 {
+                (month, year) = (1, year + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn time_when_told_to_the_second_then_hours_minutes_and_seconds() {
+        let at = |seconds: u64, millis: u64| {
+            UNIX_EPOCH + std::time::Duration::from_secs(seconds) + std::time::Duration::from_millis(millis)
+        };
+        assert_eq!(utc(at(0, 999)), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(at(86_400 - 1, 0)), "1970-01-01T23:59:59Z");
+        assert_eq!(utc(at(86_400 + 3600 * 2 + 60 * 3 + 4, 0)), "1970-01-02T02:03:04Z");
+        let mut text = String::new();
+        write_time(&mut text, at(1, 7)).unwrap();
+        assert_eq!(text, "1970-01-01T00:00:01.007Z");
     }
 }

@@ -3,6 +3,7 @@
 //! The registry must never wait for the kernel, and the kernel must never be asked for states that are already history.
 //! What is not taken yet is merged: a newer snapshot replaces an older one, deltas add up.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub struct Setup {
     pub env: SubnetEnv,
     /// What the registry said to an earlier process: good to serve from until it says something to this one.
     pub cached: Option<Snapshot>,
+    /// The way to this address decides which interface is chosen (`--iface-can-reach`).
+    pub reach: Option<IpAddr>,
 }
 
 /// A question or an order to the engine.
@@ -153,6 +156,11 @@ fn merge(earlier: Option<Update>, later: Update) -> Update {
         (Some(Update::Delta(earlier)), Update::Delta(later)) => {
             let mut rejected = earlier.rejected;
             set_right(&mut rejected, &later);
+            let mut gone: BTreeSet<String> = earlier.gone.into_iter().collect();
+            for entry in &later.rejected {
+                gone.remove(&entry.key);
+            }
+            gone.extend(later.gone);
             rejected.extend(later.rejected);
             let mut changes: BTreeMap<Subnet, Option<Lease>> = earlier.changes.into_iter().collect();
             changes.extend(later.changes);
@@ -160,6 +168,7 @@ fn merge(earlier: Option<Update>, later: Update) -> Update {
                 revision: later.revision,
                 changes: changes.into_iter().collect(),
                 rejected,
+                gone: gone.into_iter().collect(),
             })
         }
     }
@@ -177,16 +186,22 @@ fn apply(snapshot: &mut Snapshot, delta: Delta) {
     snapshot.rejected.extend(delta.rejected);
 }
 
-/// An entry that is a lease again, or gone, is none that cannot be read.
+/// An entry that is a lease again, or gone, is none that cannot be read; and of one that cannot, the last word counts.
 fn set_right(rejected: &mut Vec<Rejected>, later: &Delta) {
-    if !rejected.is_empty() {
-        let known: BTreeSet<String> = later
-            .changes
-            .iter()
-            .map(|(subnet, _)| subnet.to_string())
-            .collect();
-        rejected.retain(|entry| !known.contains(&entry.key));
+    if rejected.is_empty() {
+        return;
     }
+    let changed = later
+        .changes
+        .iter()
+        .map(|(subnet, _)| Cow::Owned(subnet.to_string()));
+    let gone = later.gone.iter().map(|key| Cow::Borrowed(key.as_str()));
+    let again = later
+        .rejected
+        .iter()
+        .map(|entry| Cow::Borrowed(entry.key.as_str()));
+    let known: BTreeSet<Cow<'_, str>> = changed.chain(gone).chain(again).collect();
+    rejected.retain(|entry| !known.contains(entry.key.as_str()));
 }
 
 #[cfg(test)]
@@ -216,6 +231,7 @@ mod tests {
             revision,
             changes,
             rejected,
+            gone: Vec::new(),
         })
     }
 
@@ -271,6 +287,41 @@ mod tests {
             panic!("deltas stay one")
         };
         assert_eq!((spoilt.changes.len(), spoilt.rejected), (1, rejected()));
+    }
+
+    /// As many news of one key as there may be while nobody fetches them.
+    #[test]
+    fn take_when_one_entry_comes_and_goes_again_and_again_then_it_is_one_piece_of_news() {
+        let junk = |gone: bool| {
+            let entry = Rejected {
+                key: "junk".to_owned(),
+                reason: "junk".to_owned(),
+            };
+            Update::Delta(Delta {
+                revision: 6,
+                changes: Vec::new(),
+                rejected: if gone { Vec::new() } else { vec![entry] },
+                gone: if gone { vec!["junk".to_owned()] } else { Vec::new() },
+            })
+        };
+        let news = |last: bool| {
+            (0..1000)
+                .map(|n| n % 2 == 0)
+                .chain([last])
+                .map(junk)
+                .collect::<Vec<_>>()
+        };
+        for (last, expected) in [(true, (0, 1)), (false, (1, 0))] {
+            let Update::Delta(delta) = taken(news(last)) else {
+                panic!("deltas stay one")
+            };
+            assert_eq!((delta.rejected.len(), delta.gone.len()), expected);
+            let snapshot = [snapshot(rejected())].into_iter().chain(news(last));
+            let Update::Snapshot(snapshot) = taken(snapshot) else {
+                panic!("a snapshot stays one")
+            };
+            assert_eq!(snapshot.rejected.len(), 1 + expected.0);
+        }
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The door of the daemon: arguments in, exit status out.
+#![forbid(unsafe_code)]
 
 use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use fabric::causes::in_full;
 use flanneld::flags::{self, CommandLine};
 use flanneld::handover::{self, Handover};
-use flanneld::logging;
 use flanneld::service::{self, Exit};
+use flanneld::{logging, seclusion};
 
 fn main() -> ExitCode {
     kernel::heap::use_one_arena();
@@ -31,17 +33,20 @@ fn main() -> ExitCode {
         if std::mem::take(&mut first) {
             logging::start(start.options.verbosity);
             kept = Handover::take(env::var_os(handover::VARIABLE).as_deref(), pid);
+            seclusion::begin();
         }
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(failure) => return fail(&failure.into()),
         };
-        match runtime.block_on(service::run(*start, std::mem::take(&mut kept))) {
+        let exit = runtime.block_on(service::run(*start, std::mem::take(&mut kept)));
+        // Whatever still looks up a name would hold up the end.
+        runtime.shutdown_background();
+        match exit {
             Ok(Exit::Code(code)) => return ExitCode::from(code),
             Ok(Exit::Reexec(handover)) => kept = handover,
             Err(failure) => return fail(&failure),
         }
-        drop(runtime);
         // Comes back only when it failed. A broken upgrade must not be the end of a daemon that works.
         match &program {
             Ok(program) => {
@@ -50,7 +55,7 @@ fn main() -> ExitCode {
                 match kept.leave(pid) {
                     Ok(text) => command.env(handover::VARIABLE, text),
                     Err(failure) => {
-                        tracing::warn!("listening sockets are opened anew: {failure}");
+                        tracing::warn!("listening sockets and locks are taken anew: {failure}");
                         command.env_remove(handover::VARIABLE)
                     }
                 };
@@ -67,6 +72,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(failure: &anyhow::Error) -> ExitCode {
-    tracing::error!("{failure:#}");
+    tracing::error!("{}", in_full(failure.as_ref()));
     ExitCode::FAILURE
 }

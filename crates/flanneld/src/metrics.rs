@@ -32,8 +32,12 @@ pub struct Numbers {
     pub started: u64,
     /// Leases of other hosts.
     pub peers: u64,
-    /// Those of them that are not served in full.
+    /// Those of them that are not served in full for want of something of this host.
     pub peers_failed: u64,
+    /// Those of them that have published what cannot be served.
+    pub peers_degraded: u64,
+    /// What is not as it should be: how many findings, by part and kind.
+    pub findings: BTreeMap<(&'static str, &'static str), u64>,
     /// Registry entries that are no leases.
     pub rejected: u64,
     /// Objects observed in the kernel, by kind.
@@ -44,6 +48,8 @@ pub struct Numbers {
     pub repairs: BTreeMap<String, u64>,
     /// Steps applied to the kernel, by verb and outcome.
     pub operations: BTreeMap<(String, String), u64>,
+    /// Times the kernel's state was read as a whole, by scope.
+    pub dumps: BTreeMap<String, u64>,
     /// Rounds of the engine that applied something.
     pub applies: u64,
     /// Time they took, seconds.
@@ -148,7 +154,8 @@ pub fn render(numbers: &Numbers) -> Result<String, fmt::Error> {
         numbers.paused,
     );
     page.gauge("leases", "Leases of other hosts", numbers.peers);
-    let programmed = numbers.peers.saturating_sub(numbers.peers_failed);
+    let unserved = numbers.peers_failed + numbers.peers_degraded;
+    let programmed = numbers.peers.saturating_sub(unserved);
     page.gauge(
         "peers_programmed",
         "Other hosts with every object in the kernel",
@@ -156,8 +163,25 @@ pub fn render(numbers: &Numbers) -> Result<String, fmt::Error> {
     );
     page.gauge(
         "peers_failed",
-        "Other hosts that are not served in full",
+        "Other hosts that are not served in full for want of something of this host",
         numbers.peers_failed,
+    );
+    page.gauge(
+        "peers_degraded",
+        "Other hosts that have published what cannot be served",
+        numbers.peers_degraded,
+    );
+    let findings = Family::<Labels, Gauge>::default();
+    for ((part, kind), count) in &numbers.findings {
+        let labels = Labels(vec![("part", (*part).to_owned()), ("kind", (*kind).to_owned())]);
+        findings
+            .get_or_create(&labels)
+            .set((*count).try_into().unwrap_or(i64::MAX));
+    }
+    page.0.register(
+        "findings",
+        "What is not as it should be, by the part that says so and by kind",
+        findings,
     );
     page.gauge(
         "registry_entries_rejected",
@@ -188,6 +212,11 @@ pub fn render(numbers: &Numbers) -> Result<String, fmt::Error> {
             .operations
             .iter()
             .map(|((op, outcome), value)| (vec![("op", op.clone()), ("outcome", outcome.clone())], value)),
+    );
+    page.counters(
+        "kernel_dumps",
+        "Times the kernel's state was read: all of it, all of a link, or the interfaces to choose from",
+        numbers.dumps.iter().map(one("scope")),
     );
     page.counter(
         "applies",
@@ -259,11 +288,14 @@ mod tests {
             ready: true,
             started: 1_700_000_000,
             peers: 5,
-            peers_failed: 2,
+            peers_failed: 1,
+            peers_degraded: 1,
+            findings: [(("kernel", "conflict"), 4)].into(),
             objects: [("route".into(), 5), ("fdb".into(), 4)].into(),
             repairs: [("route".into(), 7)].into(),
             operations: [(("add".into(), "done".into()), 9)].into(),
             apply_seconds: 0.25,
+            dumps: [("all".into(), 2)].into(),
             registry_requests: [("range".into(), 3)].into(),
             lease_expiry: Some(1_700_086_400),
             ..Numbers::default()
@@ -275,11 +307,14 @@ mod tests {
             "flannel_ready 1",
             "flannel_leases 5",
             "flannel_peers_programmed 3",
-            "flannel_peers_failed 2",
+            "flannel_peers_failed 1",
+            "flannel_peers_degraded 1",
+            "flannel_findings{part=\"kernel\",kind=\"conflict\"} 4",
             "flannel_kernel_objects{kind=\"fdb\"} 4",
             "flannel_repairs_total{kind=\"route\"} 7",
             "flannel_apply_operations_total{op=\"add\",outcome=\"done\"} 9",
             "flannel_apply_duration_seconds_total 0.25",
+            "flannel_kernel_dumps_total{scope=\"all\"} 2",
             "flannel_registry_requests_total{kind=\"range\"} 3",
             "flannel_firewall_restores_total 0",
             "flannel_lease_expiry_timestamp_seconds 1700086400",

@@ -9,9 +9,6 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A datagram that the manager does not take within this is given up: it must not hold the daemon.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// One thing to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice<'a> {
@@ -81,7 +78,8 @@ impl Notifier {
             }
         };
         let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        // A manager that does not listen must not hold the daemon.
+        socket.set_nonblocking(true)?;
         let number = |name| variable(name).and_then(|value| value.to_str()?.parse::<u64>().ok());
         // Set for another process (a wrapper that started us), it is not meant for us.
         let ours = number("WATCHDOG_PID").is_none_or(|meant| meant == u64::from(pid));
@@ -104,7 +102,8 @@ impl Notifier {
         self.watchdog.map(|limit| limit / 2)
     }
 
-    /// Says several things at once.
+    /// Says several things at once. Does not wait: a manager that has no room for it at the moment is an error
+    /// ([`io::ErrorKind::WouldBlock`]), and it is to be said again.
     pub fn tell(&self, notices: &[Notice<'_>]) -> io::Result<()> {
         let Some((socket, address)) = &self.socket else {
             return Ok(());

@@ -8,15 +8,16 @@
 mod state;
 
 use std::fmt::Write;
-use std::io;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use kernel::file;
 use sha2::{Digest, Sha256};
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::atomic_file;
 use crate::cache::Cache;
 use crate::flags::table::DEFAULT_SUBNET_FILE;
 
@@ -36,8 +37,10 @@ const LARGEST: u64 = 64 << 20;
 pub struct StateDir {
     path: PathBuf,
     subnet_file: PathBuf,
-    /// Saving failed and was told: it is told again only after it worked in between.
-    told: AtomicBool,
+    /// What could not be written: it is tried again, and to us it is what is there.
+    unsaved: Mutex<Option<State>>,
+    /// It was read once. Until then what is saved is added to what is there: a disk that did not answer at start may have a past.
+    read: AtomicBool,
 }
 
 impl StateDir {
@@ -57,7 +60,8 @@ impl StateDir {
         StateDir {
             path,
             subnet_file,
-            told: AtomicBool::new(false),
+            unsaved: Mutex::new(None),
+            read: AtomicBool::new(false),
         }
     }
 
@@ -73,8 +77,13 @@ impl StateDir {
 
     /// Reads the state; an empty one, with a line in the log, where there is none to be had.
     pub fn load(&self) -> State {
+        if let Some(unsaved) = &*self.unsaved() {
+            return unsaved.clone();
+        }
         let file = self.file();
-        match self.read(&file) {
+        let read = self.read(&file);
+        self.read.store(true, Ordering::Relaxed);
+        match read {
             Ok(Some(state)) => state,
             Ok(None) => State::default(),
             Err(why) => {
@@ -85,41 +94,50 @@ impl StateDir {
     }
 
     fn read(&self, file: &Path) -> Result<Option<State>, String> {
-        let length = match std::fs::metadata(file) {
-            Ok(found) => found.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.to_string()),
+        let Some(open) = file::open(file).map_err(|error| error.to_string())? else {
+            return Ok(None);
         };
-        if length > LARGEST {
-            return Err(format!("{length} bytes, expected at most {LARGEST}"));
+        let mut text = Vec::new();
+        open.take(LARGEST + 1)
+            .read_to_end(&mut text)
+            .map_err(|error| error.to_string())?;
+        if u64::try_from(text.len()).is_ok_and(|length| length > LARGEST) {
+            return Err(format!("more than the {LARGEST} bytes that are expected at most"));
         }
-        let text = std::fs::read(file).map_err(|error| error.to_string())?;
         let state: State = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         state.check_format()?;
         Ok(Some(state))
     }
 
-    /// Writes the state, whole or not at all. Failures are logged once until it works again.
-    pub fn save(&self, state: &State) {
-        match self.write(state) {
-            Ok(()) => {
-                if self.told.swap(false, Ordering::Relaxed) {
-                    info!("state {}: written again", self.file().display());
-                }
-            }
-            Err(why) => {
-                if !self.told.swap(true, Ordering::Relaxed) {
-                    warn!("state: {why}; going on without, it will be missing after a reboot");
-                }
-            }
-        }
+    /// Writes the state, whole or not at all. What cannot be written is kept until it can, or until there is another.
+    ///
+    /// # Errors
+    /// Why it cannot be written, in words.
+    pub fn save(&self, state: &State) -> Result<(), String> {
+        let written = self.write(state);
+        *self.unsaved() = written.is_err().then(|| state.clone());
+        written
+    }
+
+    /// Whether the last state could not be written.
+    pub fn is_unsaved(&self) -> bool {
+        self.unsaved().is_some()
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, Option<State>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, state: &State) -> Result<(), String> {
         let mut marked = state.clone();
+        if !self.read.load(Ordering::Relaxed)
+            && let Ok(Some(before)) = self.read(&self.file())
+        {
+            marked.add_earlier(before);
+        }
         marked.subnet_file = self.subnet_file.to_string_lossy().into_owned();
         let text = serde_json::to_vec(&marked).map_err(|error| error.to_string())?;
-        atomic_file::replace(&self.file(), &text, MODE).map_err(|error| error.to_string())
+        file::replace(&self.file(), &text, MODE).map_err(|error| error.to_string())
     }
 }
 

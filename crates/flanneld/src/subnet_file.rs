@@ -6,11 +6,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fabric::subnet_env::{self, Previous, SubnetEnv};
+use kernel::file::{self, WriteError};
 
-use crate::atomic_file::{self, WriteError};
+pub use self::folder::{Disk, Folder};
+pub use self::keeper::{LOOK, Order, SubnetFile};
+
+mod folder;
+mod keeper;
 
 /// Mode of a new file, whatever the umask: docker, the CNI plugin and shells of any user read it.
 const MODE: u32 = 0o644;
+/// A file larger than this is none of ours, nor docker's: both write a few lines.
+const LARGEST: u64 = 1 << 20;
 /// Times a repair is begun anew because somebody wrote meanwhile.
 const ATTEMPTS: usize = 5;
 
@@ -39,19 +46,16 @@ pub enum Repaired {
     Written,
 }
 
+/// The content; `None` where there is no file.
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(content) => Ok(Some(content)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    file::read(path, LARGEST)
 }
 
 /// Makes the file say this and nothing else; one that does is not touched.
 pub fn write(path: &Path, wanted: &SubnetEnv) -> Result<(), SubnetFileError> {
     let text = wanted.render();
     if read(path).ok().flatten().as_deref() != Some(text.as_bytes()) {
-        atomic_file::replace(path, text.as_bytes(), MODE)?;
+        file::replace(path, text.as_bytes(), MODE)?;
     }
     Ok(())
 }
@@ -65,14 +69,22 @@ pub fn repair(path: &Path, wanted: &SubnetEnv) -> Result<Repaired, SubnetFileErr
         path: path.to_owned(),
         source,
     };
-    let mut found = read(path).map_err(failed)?;
+    let mut found = match read(path) {
+        Ok(found) => found,
+        // No file of lines is in its place: there is none that could be kept.
+        Err(error) if is_none(&error) => {
+            file::replace(path, wanted.render().as_bytes(), MODE)?;
+            return Ok(Repaired::Written);
+        }
+        Err(error) => return Err(failed(error)),
+    };
     for attempt in 1.. {
         let text = found.as_deref().map(String::from_utf8_lossy);
         let right = subnet_env::repair(text.as_deref().unwrap_or(""), wanted);
         if text.as_deref() == Some(right.as_str()) {
             return Ok(Repaired::Unchanged);
         }
-        let staged = atomic_file::stage(path, right.as_bytes(), MODE)?;
+        let staged = file::stage(path, right.as_bytes(), MODE)?;
         let now = read(path).map_err(failed)?;
         if now == found || attempt >= ATTEMPTS {
             staged.commit()?;
@@ -81,6 +93,14 @@ pub fn repair(path: &Path, wanted: &SubnetEnv) -> Result<Repaired, SubnetFileErr
         found = now;
     }
     Ok(Repaired::Written)
+}
+
+/// Whether what is in the place of a file is none, or none of ours.
+fn is_none(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::FileTooLarge
+    )
 }
 
 /// Whether every line of ours is there and right; a file that cannot be read is not.

@@ -34,7 +34,12 @@ fn started(arguments: &[&str]) -> Start {
 
 fn refused(arguments: &[&str]) -> String {
     match start_with(arguments, &[]) {
-        CommandLine::Exit { code: 2, text } => text.lines().next().unwrap().to_owned(),
+        CommandLine::Exit { code: 2, text } => {
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines.len(), 2, "{text}");
+            assert_eq!(lines[1], "Usage: flanneld [OPTION]... (--help lists them)");
+            lines[0].to_owned()
+        }
         other => panic!("{arguments:?} not refused: {other:?}"),
     }
 }
@@ -195,6 +200,36 @@ fn values_when_out_of_range_are_refused_with_value_and_expectation() {
             assert!(line.contains(part), "{part:?} not in {line}");
         }
     }
+}
+
+#[test]
+fn values_when_of_another_form_are_refused_with_what_was_expected() {
+    for (argument, line) in [
+        (
+            "-v=much",
+            "invalid value \"much\" for flag -v: invalid syntax (expected a whole number, such as 0)",
+        ),
+        (
+            "--healthz-port=http",
+            "invalid value \"http\" for flag -healthz-port: parse error (expected a whole number, such as 0)",
+        ),
+        (
+            "--ip-masq=yes",
+            "invalid boolean value \"yes\" for -ip-masq: parse error (expected true or false)",
+        ),
+    ] {
+        assert_eq!(refused(&[argument]), line);
+    }
+    for pattern in ["[", "(eth", "(?=e)"] {
+        let line = refused(&["--iface-regex=eth.*", &format!("--iface-regex={pattern}")]);
+        assert!(
+            line.starts_with(&format!(
+                "invalid --iface-regex=\"{pattern}\": expected a regular expression: "
+            )),
+            "{line}"
+        );
+    }
+    started(&["--iface-regex=", "--iface-regex=^eth[0-9]+$"]);
 }
 
 #[test]
@@ -374,6 +409,8 @@ proptest! {
                 prop_assert!(code == 0 || code == 2);
                 if code == 2 {
                     prop_assert!(text.lines().nth(1).is_some_and(|line| line.starts_with("Usage: ")), "{}", text);
+                    prop_assert_eq!(text.lines().count(), 2, "{}", text);
+                    prop_assert!(!text.contains("strconv"), "{}", text);
                 }
             }
         }

@@ -32,8 +32,9 @@ struct Fake {
 }
 
 impl Subject for Fake {
-    fn is_alive(&self) -> bool {
-        !self.dead.load(Ordering::Relaxed)
+    fn silence(&self) -> Option<String> {
+        let dead = self.dead.load(Ordering::Relaxed);
+        dead.then(|| "thread engine is silent for 23 s".to_owned())
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -176,9 +177,11 @@ async fn healthz_and_readyz_when_asked_answer_as_the_reference_byte_for_byte() {
     );
 
     served.fake.dead.store(true, Ordering::Relaxed);
+    let answer = served.get("/healthz").await;
+    assert_eq!(answer.status, "HTTP/1.1 503 Service Unavailable");
     assert_eq!(
-        served.get("/healthz").await.status,
-        "HTTP/1.1 503 Service Unavailable"
+        answer.body,
+        "flanneld does not come round\nthread engine is silent for 23 s\n"
     );
 }
 
@@ -336,11 +339,8 @@ async fn status_socket_when_asked_serves_status_plan_pause_and_resume() {
     );
     let fake = Arc::new(Fake::default());
     let (stop, stopped) = watch::channel(false);
-    let server = tokio::spawn(http::serve_unix(
-        listener,
-        Arc::clone(&fake) as Arc<dyn Subject>,
-        stopped,
-    ));
+    let subject = Arc::clone(&fake) as Arc<dyn Subject>;
+    let server = tokio::spawn(async move { http::serve_unix(listener, subject, stopped).await.unwrap() });
     let request =
         async |method: &str, what: &str| ask(UnixStream::connect(&path).await.unwrap(), method, what).await;
 
@@ -426,4 +426,214 @@ fn path_for_when_daemons_have_different_subnet_files_gives_different_sockets() {
     assert_eq!(path("/vxlan.env"), "/vxlan.env.sock");
     assert_eq!(path("/run/flannel/two.env"), "/run/flannel/two.env.sock");
     assert!(path("relative.env").starts_with('/'));
+}
+
+/// A server with a thread of its own, as the daemon's is one.
+struct Apart {
+    address: SocketAddr,
+    socket: PathBuf,
+    stop: watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+fn apart() -> Apart {
+    let listener = http::bind(&health("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a.sock");
+    let (local, held) = socket::take(&socket).unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let subject = Arc::new(Fake::default());
+        runtime.block_on(async {
+            let network = http::serve_tcp(listener, Arc::clone(&subject) as _, stopped.clone());
+            let local = http::serve_unix(local, subject, stopped);
+            let (network, local) = tokio::join!(network, local);
+            network.and(local).unwrap();
+        });
+        drop(held);
+    });
+    Apart {
+        address,
+        socket,
+        stop,
+        thread: Some(thread),
+        _folder: folder,
+    }
+}
+
+/// Both doors, as a client that blocks sees them.
+trait Client: std::io::Read + std::io::Write + Send {
+    fn block(&self, block: bool);
+}
+
+impl Client for std::net::TcpStream {
+    fn block(&self, block: bool) {
+        self.set_nonblocking(!block).unwrap();
+    }
+}
+
+impl Client for std::os::unix::net::UnixStream {
+    fn block(&self, block: bool) {
+        self.set_nonblocking(!block).unwrap();
+    }
+}
+
+const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// What a crowd does to a door. Whoever is thrown out comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Crowd {
+    /// Connects and says nothing.
+    Silent,
+    /// Asks once, takes the answer and stays.
+    KeepAlive,
+    /// Asks a byte a second.
+    Slow,
+    /// Asks on and on and takes no answer.
+    Greedy,
+}
+
+impl Crowd {
+    fn comes<S: Client>(self, connect: impl Fn() -> std::io::Result<S>) -> Option<S> {
+        let mut stream = connect().ok()?;
+        if self == Crowd::KeepAlive {
+            stream.write_all(REQUEST).ok()?;
+            let mut answer = [0; 15];
+            stream.read_exact(&mut answer).ok()?;
+        }
+        stream.block(false);
+        Some(stream)
+    }
+
+    /// Goes on with what it does; false when it was thrown out.
+    fn acts(self, stream: &mut (impl Client + ?Sized), n: usize) -> bool {
+        let alive = |done: std::io::Result<usize>| match done {
+            Ok(n) => n > 0,
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        };
+        match self {
+            Crowd::Silent | Crowd::KeepAlive => alive(stream.read(&mut [0; 1024])),
+            Crowd::Slow => alive(stream.write(&REQUEST[n % REQUEST.len()..][..1])),
+            Crowd::Greedy => alive(stream.write(&REQUEST.repeat(100))),
+        }
+    }
+}
+
+/// Lets a crowd in, and measures how long a prober waits meanwhile; the waits, in order.
+fn probe_beside<S: Client>(
+    crowd: Crowd,
+    many: usize,
+    connect: impl Fn() -> std::io::Result<S> + Sync,
+) -> Vec<Duration> {
+    let stop = AtomicBool::new(false);
+    let there = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut all: Vec<Option<S>> = (0..many).map(|_| crowd.comes(&connect)).collect();
+            there.wait();
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for place in &mut all {
+                    if !place.as_mut().is_some_and(|stream| crowd.acts(stream, rounds)) {
+                        *place = crowd.comes(&connect);
+                    }
+                }
+                rounds += 1;
+                let pause = if crowd == Crowd::Slow { 1000 } else { 50 };
+                std::thread::sleep(Duration::from_millis(pause));
+            }
+        });
+        there.wait();
+        let mut waits: Vec<Duration> = (0..20)
+            .map(|_| {
+                std::thread::sleep(Duration::from_millis(60));
+                let asked = std::time::Instant::now();
+                let mut stream = connect().unwrap();
+                stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+                let mut answer = String::new();
+                let read = stream.read_to_string(&mut answer);
+                assert!(
+                    read.is_ok() && answer.ends_with("flanneld is running"),
+                    "{crowd:?}: {read:?} {answer:?}"
+                );
+                asked.elapsed()
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        waits.sort();
+        waits
+    })
+}
+
+#[test]
+fn doors_when_others_hold_connections_without_end_answer_a_prober_at_once() {
+    let served = apart();
+    for (crowd, many) in [
+        (Crowd::Silent, 64),
+        (Crowd::Silent, 200),
+        (Crowd::KeepAlive, 200),
+        (Crowd::Slow, 200),
+        (Crowd::Greedy, 64),
+    ] {
+        let by_port = probe_beside(crowd, many, || std::net::TcpStream::connect(served.address));
+        let by_socket = probe_beside(crowd, many, || {
+            std::os::unix::net::UnixStream::connect(&served.socket)
+        });
+        for waits in [by_port, by_socket] {
+            // The median, because this machine may have other things to do.
+            assert!(waits[10] < Duration::from_millis(100), "{crowd:?}: {waits:?}");
+        }
+    }
+}
+
+#[test]
+fn doors_when_a_request_comes_slowly_or_its_answer_is_not_fetched_close_the_connection() {
+    let served = apart();
+    let lasts = |crowd: Crowd, mut stream: Box<dyn Client>| {
+        stream.block(false);
+        let begun = std::time::Instant::now();
+        for n in 0.. {
+            let acted = match crowd {
+                Crowd::Greedy => crowd.acts(&mut *stream, n),
+                // A byte every now and then is progress and no excuse.
+                _ => crowd.acts(&mut *stream, n.min(REQUEST.len() - 3)),
+            };
+            if !acted || begun.elapsed() > Duration::from_secs(60) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        begun.elapsed()
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = [Crowd::Slow, Crowd::Greedy]
+            .into_iter()
+            .flat_map(|crowd| {
+                let by_port = std::net::TcpStream::connect(served.address).unwrap();
+                let by_socket = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+                let streams: [Box<dyn Client>; 2] = [Box::new(by_port), Box::new(by_socket)];
+                streams.map(|stream| (crowd, scope.spawn(move || lasts(crowd, stream))))
+            })
+            .collect();
+        for (crowd, lasted) in all {
+            let lasted = lasted.join().unwrap();
+            assert!(
+                (4..30).contains(&lasted.as_secs()),
+                "{crowd:?}: closed after {lasted:?}"
+            );
+        }
+    });
 }

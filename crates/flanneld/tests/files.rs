@@ -107,6 +107,44 @@ fn write_when_it_cannot_says_what_and_leaves_the_old_file() {
 }
 
 #[test]
+fn repair_when_something_else_than_a_file_of_lines_is_in_its_place_then_the_file_is_there_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, bait) = (folder.path().join("subnet.env"), folder.path().join("bait"));
+    fs::write(&bait, "precious").unwrap();
+    let make = |what: &str| {
+        let _ = fs::remove_file(&path);
+        match what {
+            "a FIFO" => rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap(),
+            "a link to a device" => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
+            "a link" => std::os::unix::fs::symlink(&bait, &path).unwrap(),
+            "a long file" => fs::write(&path, vec![b'x'; 2 << 20]).unwrap(),
+            _ => fs::write(&path, [0xff, 0, 0x80]).unwrap(),
+        }
+    };
+    for what in ["a FIFO", "a link to a device", "a link", "a long file", "garbage"] {
+        make(what);
+        assert!(!subnet_file::is_right(&path, &wanted()), "{what}");
+        assert_eq!(
+            subnet_file::repair(&path, &wanted()).unwrap(),
+            Repaired::Written,
+            "{what}"
+        );
+        assert!(fs::symlink_metadata(&path).unwrap().is_file(), "{what}");
+        assert!(
+            fs::read_to_string(&path).unwrap().contains("FLANNEL_MTU=1450"),
+            "{what}"
+        );
+        assert!(subnet_file::is_right(&path, &wanted()), "{what}");
+        make(what);
+        let previous = subnet_file::read_previous(&path);
+        assert_eq!(previous.subnet, None, "{what}");
+        subnet_file::write(&path, &wanted()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), TEXT, "{what}");
+    }
+    assert_eq!(fs::read_to_string(&bait).unwrap(), "precious");
+}
+
+#[test]
 fn repair_when_all_is_right_touches_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("subnet.env");
@@ -184,7 +222,7 @@ fn state_when_saved_is_there_after_a_restart() {
     state.set_leases([route("10.5.9.0/24", "10.5.9.0")]);
     let hops = ["10.5.2.0", "192.0.2.2", "10.5.2.0"];
     state.set_leases(hops.map(|hop| route("10.5.2.0/24", hop)));
-    place.save(&state);
+    place.save(&state).unwrap();
     assert_eq!(mode(&place.file()), 0o600);
     assert_eq!(names(folder.path()), ["state.json"]);
 
@@ -217,7 +255,7 @@ fn state_when_the_subnet_file_is_another_lies_in_a_folder_of_its_own() {
     assert_ne!(a.file(), b.file());
     let mut state = State::default();
     state.lease = Some("a".into());
-    a.save(&state);
+    a.save(&state).unwrap();
     assert_eq!(b.load().lease, None);
     let read = a.load();
     assert_eq!(
@@ -249,8 +287,15 @@ fn state_when_unreadable_or_unwritable_is_done_without() {
     let blocked = folder.path().join("file");
     fs::write(&blocked, "").unwrap();
     let place = StateDir::under(&blocked, Path::new("/x.env"));
-    place.save(&State::default());
     assert_eq!(place.load(), State::default());
+    let mut state = State::default();
+    state.lease = Some("10.5.1.0-24".into());
+    assert!(place.save(&state).is_err() && place.is_unsaved());
+    assert_eq!(place.load(), state, "what is to be written is not forgotten");
+    fs::remove_file(&blocked).unwrap();
+    place.save(&place.load()).unwrap();
+    assert!(!place.is_unsaved());
+    assert_eq!(place.load().lease, state.lease);
 }
 
 proptest! {

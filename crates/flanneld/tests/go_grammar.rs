@@ -45,6 +45,15 @@ fn value(raw: &Raw, name: &str) -> Value {
     }
 }
 
+/// Go's words without the name of the function they come from: nobody who runs this has that.
+fn without_go_names(error: &str) -> String {
+    let Some((before, after)) = error.split_once("strconv.ParseInt: parsing ") else {
+        return error.to_owned();
+    };
+    let reason = after.rsplit_once("\": ").map_or(after, |(_, reason)| reason);
+    format!("{before}{reason}")
+}
+
 fn recorded() -> Vec<Recorded> {
     let text = include_str!("data/go-flag.jsonl");
     let all: Vec<Recorded> = text
@@ -64,7 +73,7 @@ fn parse_when_given_what_go_was_given_answers_the_same() {
             match answer {
                 Ok(Parsed::Help) => assert_eq!(case.error, "help", "{:?}", case.args),
                 Ok(other) => panic!("{:?}: Go says {}, we take it: {other:?}", case.args, case.error),
-                Err(error) => assert_eq!(error.line, case.error, "{:?}", case.args),
+                Err(error) => assert_eq!(error.line, without_go_names(&case.error), "{:?}", case.args),
             }
             continue;
         }
@@ -76,7 +85,13 @@ fn parse_when_given_what_go_was_given_answers_the_same() {
             let errors = environment::apply(&mut raw, |name| variables.get(name).map(OsString::from));
             match environment_error {
                 None => assert!(errors.is_empty(), "{variables:?}: {errors:?}"),
-                Some(error) => assert!(errors.iter().any(|e| e.starts_with(error)), "{error}: {errors:?}"),
+                Some(error) => {
+                    let error = without_go_names(error);
+                    assert!(
+                        errors.iter().any(|e| e.starts_with(&error)),
+                        "{error}: {errors:?}"
+                    );
+                }
             }
         }
         let given: Vec<&str> = raw.given.keys().copied().collect();

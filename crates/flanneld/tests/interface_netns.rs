@@ -170,6 +170,31 @@ fn reach_when_the_kernel_routes_it_gives_link_and_source() {
 }
 
 #[test]
+fn select_when_a_link_is_named_by_a_further_name_or_as_ip_prints_it_finds_it() {
+    let host = Host::new("names");
+    for line in [
+        "link add up0 type veth peer name end0",
+        "link property add dev up0 altname enp3s0",
+        "link set end0 up",
+        "link set up0 up",
+        "addr add 192.0.2.10/24 dev up0",
+        "addr add 198.51.100.5/24 dev end0",
+    ] {
+        host.ip(line);
+    }
+    let printed = host.ip("-o link show dev end0");
+    let printed = printed.split(": ").nth(1).unwrap();
+    assert_eq!(printed, "end0@up0");
+    for (name, link) in [("enp3s0", "up0"), (printed, "end0")] {
+        let wish = Wish {
+            iface: vec![name.to_owned()],
+            ..Wish::default()
+        };
+        assert_eq!(host.choose(&wish, true, false).underlay.link.as_str(), link);
+    }
+}
+
+#[test]
 fn inventory_when_the_namespace_is_empty_leads_to_a_clear_error() {
     let host = Host::new("bare");
     let mut rtnl = host.rtnl();

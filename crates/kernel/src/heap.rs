@@ -23,6 +23,55 @@ pub fn trim() {
     }
 }
 
+/// Lets go of the pages of this executable that its start has read: its relocations, half a megabyte that the loader went through
+/// before anything else ran, and constants. What is read again comes back from the page cache.
+pub fn forget_start() {
+    for (start, end) in unwritten().unwrap_or_default() {
+        // SAFETY: a mapping of a file in which no page is this process's own: nothing is lost, and no pointer into it changes
+        // its meaning. The executable is never unmapped.
+        unsafe {
+            libc::madvise(
+                std::ptr::without_provenance_mut(start),
+                end - start,
+                libc::MADV_DONTNEED,
+            );
+        }
+    }
+}
+
+/// Mappings of this executable's constants: neither code nor anything that was ever written to.
+fn unwritten() -> Option<Vec<(usize, usize)>> {
+    let executable = std::fs::read_link("/proc/self/exe").ok()?;
+    let mappings = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    Some(unwritten_of(executable.to_str()?, &mappings))
+}
+
+/// The same, of what `/proc/PID/smaps` shows (proc(5)).
+fn unwritten_of(executable: &str, mappings: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut latest = None;
+    for line in mappings.lines() {
+        match line.split_once(": ") {
+            Some(("Anonymous", own)) => {
+                let is_whole = own.trim() == "0 kB";
+                found.extend(latest.take().filter(|_| is_whole));
+            }
+            Some(_) => {}
+            None => latest = constants(executable, line),
+        }
+    }
+    found
+}
+
+/// The range of a mapping, if it is one of this executable that can only be read: `start-end r--p offset device inode path`.
+fn constants(executable: &str, line: &str) -> Option<(usize, usize)> {
+    let (range, rest) = line.split_once(" r--p ")?;
+    let path = rest.splitn(4, ' ').nth(3)?.trim_start();
+    let (start, end) = range.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    (path == executable).then_some((number(start)?, number(end)?))
+}
+
 /// Bytes of a [`Brief`] heap. Pages nobody asked for cost nothing.
 const BLOCK: usize = 512 << 10;
 
@@ -160,6 +209,40 @@ unsafe impl GlobalAlloc for Brief {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mappings_when_read_give_the_constants_of_the_executable_that_nobody_wrote_to() {
+        let text = "\
+564e7822b000-564e783d1000 r--p 00000000 fe:00 5793059                    /usr/bin/flanneld
+Size:               1688 kB
+Anonymous:             0 kB
+VmFlags: rd mr mw me sd
+564e783d1000-564e787ae000 r-xp 001a5000 fe:00 5793059                    /usr/bin/flanneld
+Anonymous:             0 kB
+564e787ae000-564e787fe000 r--p 00581000 fe:00 5793059                    /usr/bin/flanneld
+Anonymous:           264 kB
+564e787fe000-564e78802000 rw-p 005d0000 fe:00 5793059                    /usr/bin/flanneld
+Anonymous:             0 kB
+7f0000000000-7f0000001000 r--p 00000000 fe:00 7                          /usr/lib/libc.so.6
+Anonymous:             0 kB
+7f0000002000-7f0000003000 r--p 00000000 00:00 0
+Anonymous:             0 kB
+";
+        assert_eq!(
+            unwritten_of("/usr/bin/flanneld", text),
+            [(0x564e_7822_b000, 0x564e_783d_1000)]
+        );
+        assert_eq!(unwritten_of("/usr/bin/other", text), []);
+    }
+
+    #[test]
+    fn constants_when_forgotten_are_what_they_were() {
+        let there = ["as", "before"];
+        let text = there.join(" ");
+        forget_start();
+        assert_eq!(text, "as before");
+        assert!(unwritten().is_some_and(|found| !found.is_empty()));
+    }
 
     #[test]
     fn brief_when_used_hands_out_disjoint_aligned_memory_and_takes_back_the_last() {

@@ -5,7 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
@@ -13,18 +13,34 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 #[derive(Debug)]
 pub struct Watch {
     inotify: OwnedFd,
+    path: PathBuf,
     name: OsString,
 }
 
 impl Watch {
     /// Watches a path whose directory exists.
     pub fn file(path: &Path) -> io::Result<Watch> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        let directory = match path.parent() {
+        let watch = Watch {
+            inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
+            path: path.to_owned(),
+            name: path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned(),
+        };
+        watch.follow()?;
+        Ok(watch)
+    }
+
+    /// What is watched.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Watches the directory that is there now: the one before may have been replaced as a whole. Where it is the same one,
+    /// nothing changes. (Another instance for each look would do too, but its end waits milliseconds for the kernel.)
+    pub fn follow(&self) -> io::Result<()> {
+        let directory = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let what = WatchFlags::CREATE
             | WatchFlags::MODIFY
             | WatchFlags::CLOSE_WRITE
@@ -34,8 +50,8 @@ impl Watch {
             | WatchFlags::ATTRIB
             | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF;
-        inotify::add_watch(&inotify, directory, what)?;
-        Ok(Watch { inotify, name })
+        inotify::add_watch(&self.inotify, directory, what)?;
+        Ok(())
     }
 
     /// Becomes readable when something happened in the directory.
@@ -85,5 +101,67 @@ mod tests {
         assert!(watch.drain(), "removed");
         std::fs::remove_dir_all(&directory).unwrap();
         assert!(watch.drain(), "directory gone");
+        assert!(watch.follow().is_err(), "there is nothing to follow");
+        std::fs::create_dir_all(&directory).unwrap();
+        watch.follow().unwrap();
+        std::fs::write(&file, "x").unwrap();
+        assert!(watch.drain(), "written in the new directory");
+        watch.follow().unwrap();
+        assert!(!watch.drain(), "following the same one is nothing");
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn drain_when_anything_befalls_the_file_or_its_directory_then_it_is_heard_of() {
+        let directory = std::env::temp_dir().join(format!("kernel-inotify-all-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let (file, other) = (directory.join("subnet.env"), directory.join("other"));
+        let mut watch = Watch::file(&file).unwrap();
+        assert_eq!(watch.path(), file);
+        let mut open = std::fs::File::create(&file).unwrap();
+        assert!(watch.drain(), "made");
+        std::io::Write::write_all(&mut open, b"x").unwrap();
+        assert!(watch.drain(), "written");
+        drop(open);
+        assert!(watch.drain(), "closed by who wrote");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert!(watch.drain(), "its mode");
+        std::fs::rename(&file, &other).unwrap();
+        assert!(watch.drain(), "moved away");
+        std::fs::rename(&other, &file).unwrap();
+        assert!(watch.drain(), "moved here");
+        let flags = rustix::io::fcntl_getfd(watch.fd()).unwrap();
+        assert_eq!(flags, rustix::io::FdFlags::CLOEXEC);
+        let elsewhere = directory.with_extension("moved");
+        std::fs::rename(&directory, &elsewhere).unwrap();
+        assert!(watch.drain(), "the directory moved");
+        std::fs::remove_dir_all(&elsewhere).unwrap();
+        assert!(watch.drain(), "and was removed");
+        assert!(Watch::file(Path::new("/")).is_err());
+        assert!(
+            Watch::file(Path::new("a-name-alone")).is_ok(),
+            "in the present directory"
+        );
+    }
+
+    #[test]
+    fn drain_when_more_happened_than_is_kept_then_the_file_may_be_concerned() {
+        let most: usize = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let directory = std::env::temp_dir().join(format!("kernel-inotify-many-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut watch = Watch::file(&directory.join("subnet.env")).unwrap();
+        let (one, other) = (directory.join("one"), directory.join("other"));
+        std::fs::write(&one, "x").unwrap();
+        assert!(!watch.drain());
+        for _ in 0..most / 4 + 1 {
+            std::fs::rename(&one, &other).unwrap();
+            std::fs::rename(&other, &one).unwrap();
+        }
+        assert!(watch.drain());
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

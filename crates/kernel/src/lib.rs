@@ -4,11 +4,13 @@
 //! allowed in this crate alone, each block with the reason why it holds.
 
 pub mod exec;
+pub mod file;
 pub mod firewall;
 pub mod heap;
 pub mod host;
 pub mod inherit;
 pub mod inotify;
+pub mod kind;
 mod live;
 pub mod lock;
 pub mod memory;
@@ -19,6 +21,6 @@ pub mod poll;
 pub mod rtnl;
 pub mod sysctl;
 
-pub use host::{ApplyOptions, Changed, Drained, Host, Interest, KernelError, Outcome, Scope};
+pub use host::{ApplyOptions, Changed, Drained, Host, Interest, KernelError, Outcome, Scope, Ways};
 pub use live::Kernel;
 pub use nl::NetlinkError;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::host::{Drained, Interest, KernelError, Scope};
 use crate::mirror::{FreshRoutes, Mirror, Origin, Section};
-use crate::nl::{Calls, Fault, NetlinkError, Protocol, Socket};
+use crate::nl::{Calls, Fault, Message, NetlinkError, Protocol, Reply, Socket};
 use crate::rtnl::{ObservedRoute, RouteKind, Rtnl, forwarding, group, neighbour, route};
 
 /// What notifications may take of memory before some are lost; a lost one costs a dump.
@@ -225,7 +225,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Addresses, and on vxlan devices neighbours and forwarding entries.
+    /// Addresses, and on devices whose kind has them neighbours and forwarding entries.
     fn observe_on(&mut self, name: LinkName, index: u32, origin: Origin) -> Result<(), KernelError> {
         let addresses = self.rtnl.addresses(index)?;
         let fresh: Objects = addresses
@@ -234,41 +234,60 @@ impl Kernel {
             .map(Object::Address)
             .collect();
         self.mirror.replace_section(Section::Address, name, fresh, origin);
-        if !self.mirror.is_vxlan(name) {
-            // Only its neighbours and forwarding entries are left out: a name may have been a vxlan device before.
+        if !self.mirror.has_entries(name) {
+            // Only its neighbours and forwarding entries are left out: a device with some may have had the name before.
             self.mirror
                 .replace_section(Section::Neighbour, name, Objects::new(), origin);
             self.mirror
                 .replace_section(Section::Forwarding, name, Objects::new(), origin);
             return Ok(());
         }
-        let mirror = &self.mirror;
-        let fresh =
-            self.rtnl
-                .socket()
-                .dump(&neighbour::list_message(index), Objects::new, |fresh, reply| {
-                    let seen = neighbour::read(reply).filter(|seen| seen.link == index);
-                    fresh.extend(
-                        seen.and_then(|seen| mirror.neighbour(&seen))
-                            .map(Object::Neighbour),
-                    );
-                })?;
+        let fresh = self.entries(
+            Section::Neighbour,
+            name,
+            &neighbour::list_message(index),
+            |mirror, reply| {
+                let seen = neighbour::read(reply).filter(|seen| seen.link == index)?;
+                mirror.neighbour(&seen).map(Object::Neighbour)
+            },
+        )?;
         self.mirror
             .replace_section(Section::Neighbour, name, fresh, origin);
-        let mirror = &self.mirror;
-        let fresh =
-            self.rtnl
-                .socket()
-                .dump(&forwarding::list_message(index), Objects::new, |fresh, reply| {
-                    let seen = forwarding::read(reply).filter(|seen| seen.link == index);
-                    fresh.extend(
-                        seen.and_then(|seen| mirror.forwarding(&seen))
-                            .map(Object::Forwarding),
-                    );
-                })?;
+        let fresh = self.entries(
+            Section::Forwarding,
+            name,
+            &forwarding::list_message(index),
+            |mirror, reply| {
+                let seen = forwarding::read(reply).filter(|seen| seen.link == index)?;
+                mirror.forwarding(&seen).map(Object::Forwarding)
+            },
+        )?;
         self.mirror
             .replace_section(Section::Forwarding, name, fresh, origin);
         Ok(())
+    }
+
+    /// Dumps a device's neighbours or forwarding entries. A table that grows or shrinks meanwhile may be shown with gaps, of which the
+    /// kernel does not tell here: where something known is missing, a second dump has to miss it too.
+    fn entries(
+        &mut self,
+        section: Section,
+        name: LinkName,
+        request: &Message,
+        read: impl Fn(&Mirror, &Reply<'_>) -> Option<Object>,
+    ) -> Result<Objects, NetlinkError> {
+        let mut fresh = Objects::new();
+        for _ in 0..2 {
+            let mirror = &self.mirror;
+            let seen = self.rtnl.socket().dump(request, Objects::new, |seen, reply| {
+                seen.extend(read(mirror, reply))
+            })?;
+            fresh.extend(seen.into_values());
+            if !self.mirror.knows_more(section, name, &fresh) {
+                break;
+            }
+        }
+        Ok(fresh)
     }
 
     /// Dumps routes; returns the numbers of the next hop objects that routes outside the networks use.
@@ -357,3 +376,6 @@ struct Found {
     /// Next hop objects used by routes outside the networks.
     used: HashSet<u32>,
 }
+
+#[cfg(test)]
+mod tests;

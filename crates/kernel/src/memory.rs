@@ -32,8 +32,10 @@ pub struct Memory {
     overrun: bool,
     news: Drained,
     refused: BTreeMap<Key, Errno>,
+    snatched: BTreeSet<Key>,
     unreadable: bool,
     routed: BTreeMap<IpAddr, LinkName>,
+    unplugged: BTreeSet<LinkName>,
     done: Vec<Op>,
     dumps: usize,
     waker: Waker,
@@ -50,8 +52,10 @@ impl Memory {
             overrun: false,
             news: Drained::default(),
             refused: BTreeMap::new(),
+            snatched: BTreeSet::new(),
             unreadable: false,
             routed: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
             done: Vec::new(),
             dumps: 0,
             waker: Waker::new()?,
@@ -83,9 +87,16 @@ impl Memory {
         self.refused.insert(key, Errno::from_raw_os_error(errno));
     }
 
-    /// Nothing is refused any more.
+    /// From now on what the engine makes here is removed by somebody before the engine has looked at it: no notification is
+    /// told from those of its own doing.
+    pub fn snatch(&mut self, key: Key) {
+        self.snatched.insert(key);
+    }
+
+    /// Nothing is refused any more, or snatched away.
     pub fn allow_all(&mut self) {
         self.refused.clear();
+        self.snatched.clear();
     }
 
     /// Whether dumps fail.
@@ -99,7 +110,18 @@ impl Memory {
             Some(link) => self.routed.insert(peer, link),
             None => self.routed.remove(&peer),
         };
-        self.queue.push((Notice::OtherRoute, None));
+        self.queue.push((Notice::OtherRoute(peer.into()), None));
+        self.waker.wake();
+    }
+
+    /// A link loses its carrier, or has it again.
+    pub fn set_carrier(&mut self, link: LinkName, carrier: bool) {
+        if carrier {
+            self.unplugged.remove(&link);
+        } else {
+            self.unplugged.insert(link);
+        }
+        self.queue.push((Notice::Carrier, None));
         self.waker.wake();
     }
 
@@ -117,7 +139,7 @@ impl Memory {
         match key {
             Key::Route(destination, _) => self.interest.networks.iter().any(|n| n.contains(destination)),
             Key::Neighbour(link, _) | Key::Forwarding(link, _) => {
-                self.interest.links.contains(link) && self.state.is_vxlan(*link)
+                self.interest.links.contains(link) && self.state.has_entries(*link)
             }
             Key::Link(link) | Key::Address(link, _) => self.interest.links.contains(link),
         }
@@ -132,13 +154,20 @@ impl Memory {
         let mut before: BTreeMap<Key, (Option<Object>, Option<u32>)> = BTreeMap::new();
         for (notice, by) in std::mem::take(&mut self.queue) {
             match notice {
-                Notice::OtherRoute => self.news.underlay_changed = true,
+                Notice::OtherRoute(destination) => self.news.ways.note(destination),
+                Notice::Carrier => {}
                 Notice::Silent(link) => self.news.want(Scope::Link(link)),
                 Notice::Set(key, object) => {
                     let outside = matches!(key, Key::Route(..)) && !self.is_wanted(&key);
                     let leaned_on = matches!(key, Key::Link(link) | Key::Address(link, _)
-                        if self.interest.links.contains(&link) && !self.state.is_vxlan(link));
-                    self.news.underlay_changed |= outside || leaned_on;
+                        if self.interest.links.contains(&link) && !self.state.is_made(link));
+                    if let Key::Route(destination, _) = key
+                        && outside
+                    {
+                        self.news.ways.note(destination);
+                    }
+                    self.news.underlay_changed |= leaned_on;
+                    self.news.device_gone |= matches!(key, Key::Link(_)) && object.is_none();
                     // What is told of a link that is gone by now was told while it was there.
                     if outside || !(self.is_wanted(&key) || self.mirror.contains_key(&key)) {
                         continue;
@@ -178,6 +207,11 @@ impl Memory {
             Ok(notices) => {
                 self.done.push(op.clone());
                 self.take_echo(op, notices);
+                if self.snatched.contains(&key)
+                    && self.state.execute(&Op::Remove(op.object().clone())).is_ok()
+                {
+                    self.show(key);
+                }
                 Outcome::Done
             }
             Err(errno) => Outcome::Failed(Box::new(refusal(errno).of(op))),
@@ -273,6 +307,11 @@ impl Host for Memory {
     fn apply(&mut self, ops: &[Op], _: ApplyOptions) -> Vec<Outcome> {
         self.absorb();
         ops.iter().map(|op| self.apply_one(op)).collect()
+    }
+
+    fn has_carrier(&self, link: LinkName) -> Option<bool> {
+        let there = self.state.objects().contains_key(&Key::Link(link));
+        there.then(|| !self.unplugged.contains(&link))
     }
 
     fn direct(&mut self, peers: &[IpAddr]) -> Result<Vec<Option<LinkName>>, KernelError> {

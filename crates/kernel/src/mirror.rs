@@ -12,10 +12,11 @@ mod seen;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use fabric::object::{Key, LinkKind, LinkName, Mac, Object, Objects, Route};
+use fabric::object::{Key, LinkName, Mac, Object, Objects, Route};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::host::{Changed, Drained, Interest, Scope};
+use crate::kind::ObservedKind;
 use crate::rtnl::{ObservedLink, ObservedNexthop};
 
 /// Who changes the mirror.
@@ -32,7 +33,23 @@ pub(crate) enum Origin {
 struct Known {
     name: LinkName,
     up: bool,
-    vxlan: bool,
+    carrier: bool,
+    /// Of a kind that plans make.
+    made: bool,
+    /// Neighbours and forwarding entries on it are mirrored.
+    entries: bool,
+}
+
+impl Known {
+    fn of(link: &ObservedLink) -> Known {
+        Known {
+            name: link.name,
+            up: link.is_up(),
+            carrier: link.has_carrier(),
+            made: link.made_of.is_some(),
+            entries: link.made_of.as_ref().is_some_and(ObservedKind::has_entries),
+        }
+    }
 }
 
 /// A next hop object, and how many mirrored routes use it.
@@ -49,6 +66,9 @@ pub(crate) struct Mirror {
     networks: Vec<IpNet>,
     links: HashMap<u32, Known>,
     indices: HashMap<LinkName, u32>,
+    /// What links were called when they became of interest, that are called otherwise now: what lies on them lies on the same
+    /// link as before.
+    renamed: HashMap<u32, LinkName>,
     /// Mirrored routes per link: most links have none, and their end must cost nothing.
     routes_on: HashMap<LinkName, u32>,
     nexthops: BTreeMap<u32, Nexthop>,
@@ -73,6 +93,11 @@ impl Mirror {
     pub(crate) fn set_interest(&mut self, interest: Interest) {
         self.watched = interest.links.into_iter().collect();
         self.networks = interest.networks;
+        // Whoever says anew what is of interest speaks of the present names.
+        let former: Vec<LinkName> = self.renamed.drain().map(|(_, name)| name).collect();
+        for name in former {
+            self.forget_carried(name);
+        }
         let outside: Vec<Key> = self.objects.keys().filter(|key| !self.is_wanted(key)).collect();
         for key in outside {
             self.set(key, None, Origin::Own);
@@ -113,14 +138,49 @@ impl Mirror {
         self.indices.get(&link).copied()
     }
 
-    pub(crate) fn is_vxlan(&self, link: LinkName) -> bool {
-        self.index(link)
-            .and_then(|index| self.links.get(&index))
-            .is_some_and(|known| known.vxlan)
+    fn known(&self, link: LinkName) -> Option<&Known> {
+        self.index(link).and_then(|index| self.links.get(&index))
+    }
+
+    pub(crate) fn has_carrier(&self, link: LinkName) -> Option<bool> {
+        self.known(link).map(|known| known.carrier)
+    }
+
+    /// Whether the link is of a kind that plans make.
+    fn is_made(&self, link: LinkName) -> bool {
+        self.known(link).is_some_and(|known| known.made)
+    }
+
+    /// Whether neighbours and forwarding entries of the link are mirrored, if the link is.
+    pub(crate) fn has_entries(&self, link: LinkName) -> bool {
+        self.known(link).is_some_and(|known| known.entries)
     }
 
     pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
         self.links.get(&index).map(|known| known.name)
+    }
+
+    /// The name by which a link is known to what lies on it.
+    fn name_below(&self, index: u32) -> Option<LinkName> {
+        self.renamed.get(&index).copied().or_else(|| self.name(index))
+    }
+
+    /// Leaves out devices that are shown to lie on a link of this name: on which one is to be seen anew.
+    fn forget_carried(&mut self, name: LinkName) {
+        let lies_there = |object: &Object| {
+            object
+                .as_link()
+                .is_some_and(|link| link.kind.lower() == Some(name))
+        };
+        let carried: Vec<Key> = self
+            .objects
+            .iter()
+            .filter(|(key, object)| key.is_link() && lies_there(object))
+            .map(|(key, _)| key)
+            .collect();
+        for key in carried {
+            self.set(key, None, Origin::Own);
+        }
     }
 
     pub(crate) fn has_routes(&self, link: LinkName) -> bool {
@@ -139,6 +199,11 @@ impl Mirror {
     /// Until [`Mirror::end_own`], what the kernel tells of this link without naming a sender is our doing.
     pub(crate) fn begin_own(&mut self, link: LinkName) {
         self.own = Some((link, self.news.resync));
+    }
+
+    /// It is we who are changing this link.
+    fn is_own(&self, link: LinkName) -> bool {
+        self.own.is_some_and(|(own, _)| own == link)
     }
 
     pub(crate) fn end_own(&mut self) {
@@ -250,23 +315,22 @@ impl Mirror {
             self.forget_all_on(stale, link.name, origin);
             self.links.remove(&stale);
         }
-        let vxlan = link.vxlan.is_some();
-        self.links.insert(
-            link.index,
-            Known {
-                name: link.name,
-                up: link.is_up(),
-                vxlan,
-            },
-        );
+        self.links.insert(link.index, Known::of(link));
+        // The name is another's now, or the link has it back.
+        let before = self.renamed.len();
+        self.renamed.retain(|_, name| *name != link.name);
+        if self.renamed.len() != before {
+            self.want(Scope::All);
+        }
         if self.watched.contains(&link.name) {
-            let object = link.to_object(|index| self.name(index));
+            let object = link.to_object(|index| self.name_below(index));
             self.set(Key::Link(link.name), Some(Object::Link(Box::new(object))), origin);
         }
     }
 
     /// Forgets a link and everything on it, as the kernel does.
     pub(crate) fn forget_link(&mut self, index: u32, origin: Origin) {
+        self.renamed.remove(&index);
         let Some(known) = self.links.remove(&index) else {
             return;
         };
@@ -329,6 +393,13 @@ impl Mirror {
             .map(|(key, _)| key)
             .take_while(|key| is_in(key) && key.link() == Some(name))
             .collect()
+    }
+
+    /// Whether a section of a link's objects is known to hold what is not in `fresh`.
+    pub(crate) fn knows_more(&self, section: Section, name: LinkName, fresh: &Objects) -> bool {
+        self.section(section, name)
+            .iter()
+            .any(|key| !fresh.contains_key(key))
     }
 
     /// Makes a section of a link's objects exactly `fresh`.
@@ -404,7 +475,7 @@ impl Mirror {
         for link in fresh {
             self.rename(link, Origin::Own);
         }
-        // Twice: a vxlan device may come before the link below it, whose name it wants.
+        // Twice: a device may come before the link below it, whose name it wants.
         for link in fresh {
             self.set_link(link, Origin::Own);
         }
@@ -412,31 +483,26 @@ impl Mirror {
 
     /// Forgets what hung on a link's former name; true when it had one.
     pub(crate) fn rename(&mut self, link: &ObservedLink, origin: Origin) -> bool {
-        let renamed = self
-            .links
-            .get(&link.index)
-            .is_some_and(|known| known.name != link.name);
-        if renamed {
+        let before = self.links.get(&link.index).map(|known| known.name);
+        let before = before.filter(|before| *before != link.name);
+        let renamed = before.is_some();
+        if let Some(before) = before {
+            let first = self.renamed.get(&link.index).copied().unwrap_or(before);
             self.forget_link(link.index, origin);
+            if self.watched.contains(&first) && link.made_of.is_none() {
+                self.renamed.insert(link.index, first);
+            }
         }
-        self.links.entry(link.index).or_insert(Known {
-            name: link.name,
-            up: link.is_up(),
-            vxlan: link.vxlan.is_some(),
-        });
+        self.links.entry(link.index).or_insert_with(|| Known::of(link));
         renamed
     }
 
-    /// The name of a watched vxlan device's underlay is that of `name`.
+    /// A watched device lies on the link of this name.
     fn carries_watched(&self, name: LinkName) -> bool {
-        self.watched
-            .iter()
-            .any(|link| match self.objects.get(&Key::Link(*link)) {
-                Some(Object::Link(object)) => {
-                    matches!(&object.kind, LinkKind::Vxlan(vxlan) if vxlan.lower == name)
-                }
-                _ => false,
-            })
+        self.watched.iter().any(|link| {
+            let object = self.objects.get(&Key::Link(*link)).and_then(Object::as_link);
+            object.is_some_and(|object| object.kind.lower() == Some(name))
+        })
     }
 }
 
@@ -464,3 +530,6 @@ fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, of: &K) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,7 +75,9 @@ impl Netns {
     /// Opens a namespace by path, such as `/run/netns/a` or `/proc/1/ns/net`.
     pub fn open(path: impl AsRef<Path>) -> Result<Netns, NetnsError> {
         let path = path.as_ref().to_path_buf();
-        let fd = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        // Whatever the path leads to: a FIFO is not waited for.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(NetnsError::Missing { path }),
             Err(errno) => {
@@ -215,5 +217,20 @@ mod tests {
             here.identity()
         );
         here.enter().unwrap();
+    }
+
+    #[test]
+    fn open_when_it_is_a_pipe_then_not_waited_for_and_what_is_open_is_no_childs() {
+        let pipe = std::env::temp_dir().join(format!("kernel-netns-{}", std::process::id()));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR).unwrap();
+        let opened = Netns::open(&pipe);
+        std::fs::remove_file(&pipe).unwrap();
+        assert!(matches!(opened, Err(NetnsError::NotANamespace { .. })));
+        let below = "/etc/passwd/x";
+        assert!(matches!(Netns::open(below), Err(NetnsError::Missing { path }) if path == Path::new(below)));
+        let here = Netns::open("/proc/thread-self/ns/net").unwrap();
+        assert_eq!(here.path(), Path::new("/proc/thread-self/ns/net"));
+        let flags = rustix::io::fcntl_getfd(here.as_fd()).unwrap();
+        assert_eq!(flags, rustix::io::FdFlags::CLOEXEC);
     }
 }

@@ -38,7 +38,9 @@ const REPLY_COST: usize = 8 << 10;
 /// The kernel fills dumps up to the largest buffer it has seen, at most 32 KiB.
 const DATAGRAM: usize = 32 << 10;
 const DATAGRAM_MAX: usize = 4 << 20;
-const DUMP_ATTEMPTS: usize = 10;
+const DUMP_ATTEMPTS: u32 = 10;
+/// Before the second attempt at a dump, twice that before the third, and so on: who changes things for a moment is let through.
+const DUMP_PAUSE: Duration = Duration::from_millis(1);
 /// Replies are queued before `sendmsg` returns, so this is only ever waited for when one was lost.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -261,7 +263,8 @@ impl Socket {
     ) -> Result<S, NetlinkError> {
         let verb = message.verb();
         let mut send = Vec::with_capacity(message.len());
-        for _ in 0..DUMP_ATTEMPTS {
+        for attempt in 0..DUMP_ATTEMPTS {
+            std::thread::sleep(DUMP_PAUSE * attempt);
             send.clear();
             self.sequence = self.sequence.wrapping_add(1);
             message.write(self.sequence, &mut send);
@@ -443,3 +446,6 @@ fn explain(error: &mut NetlinkError, attributes: Attributes<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

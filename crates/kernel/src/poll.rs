@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -31,28 +32,41 @@ pub fn wait(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<bool>> 
 
 /// Wakes a thread that waits for its descriptor; any number of calls before the thread looks are one.
 #[derive(Debug)]
-pub struct Waker(OwnedFd);
+pub struct Waker {
+    fd: OwnedFd,
+    /// Spares the system call where there is nothing to clear.
+    ///
+    /// INVARIANT: set after the descriptor was made readable and taken back before it is read, so that a descriptor never stays
+    /// readable with this unset: the waiting thread would go round and round.
+    is_raised: AtomicBool,
+}
 
 impl Waker {
     /// A silent one.
     pub fn new() -> io::Result<Waker> {
-        Ok(Waker(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Waker {
+            fd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            is_raised: AtomicBool::new(false),
+        })
     }
 
     /// Makes the descriptor readable.
     pub fn wake(&self) {
         // The only failure is a counter at its maximum, and then it is readable already.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+        self.is_raised.store(true, Ordering::SeqCst);
     }
 
     /// Makes it silent again.
     pub fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+        if self.is_raised.swap(false, Ordering::SeqCst) {
+            let _ = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+        }
     }
 
     /// What becomes readable.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -71,5 +85,22 @@ mod tests {
         );
         b.clear();
         assert_eq!(wait(&[a.fd(), b.fd()], Duration::ZERO).unwrap(), [false, false]);
+    }
+
+    #[test]
+    fn clear_when_others_wake_meanwhile_then_no_descriptor_stays_readable_unseen() {
+        let waker = Waker::new().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..20_000).for_each(|_| waker.wake()));
+            }
+            for _ in 0..20_000 {
+                waker.clear();
+            }
+        });
+        waker.clear();
+        assert_eq!(wait(&[waker.fd()], Duration::ZERO).unwrap(), [false]);
+        waker.wake();
+        assert_eq!(wait(&[waker.fd()], Duration::ZERO).unwrap(), [true]);
     }
 }

@@ -20,7 +20,7 @@ use crate::nl::{Message, NetlinkError, Protocol, Reply, Socket};
 pub use address::ObservedAddress;
 pub use forwarding::ObservedForwarding;
 pub use inventory::{DefaultRoute, RawInventory, Reach};
-pub use link::{LinkChange, ObservedLink, ObservedVxlan};
+pub use link::{LinkChange, ObservedLink};
 pub use neighbour::ObservedNeighbour;
 pub use nexthop::ObservedNexthop;
 pub use route::{ObservedRoute, RouteKind};
@@ -101,3 +101,6 @@ impl Rtnl {
             .dump(message, Vec::new, |found, reply| found.extend(read(reply)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! Our bytes as a codec of others reads them, and as it writes them again.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use fabric::object::{Link, LinkKind, LinkName, Mac, Route, Vxlan};
+use fabric::kind::Vxlan;
+use fabric::object::{Link, LinkName, Mac, Route};
 use kernel::nl::{Message, Reply, flag};
 use kernel::rtnl::route::Via;
 use kernel::rtnl::{address, forwarding, link, neighbour, nexthop, route};
@@ -57,12 +59,12 @@ fn vxlan_when_written_then_has_what_go_flannel_sends_in_its_order() {
     };
     let device = Link {
         name: name("flannel.7"),
-        kind: LinkKind::Vxlan(Box::new(vxlan.clone())),
+        kind: vxlan.clone().into(),
         mac: Mac::parse("06:00:00:00:00:07"),
         mtu: 1450,
         up: true,
     };
-    let (text, flags) = read(&link::add_vxlan_message(&device, &vxlan, 3));
+    let (text, flags) = read(&link::add_message(&device, 3).unwrap());
     assert_eq!(
         flags, 0x601,
         "request, create, exclusive; the acknowledgement is asked for by who sends"
@@ -99,16 +101,14 @@ fn vxlan_when_written_then_has_what_go_flannel_sends_in_its_order() {
         local: "2001:db8::1".parse().unwrap(),
         ..vxlan
     };
-    let (text, _) = read(&link::add_vxlan_message(
-        &Link {
-            mac: None,
-            mtu: 0,
-            up: false,
-            ..device
-        },
-        &plain,
-        3,
-    ));
+    let plain = Link {
+        kind: plain.into(),
+        mac: None,
+        mtu: 0,
+        up: false,
+        ..device
+    };
+    let (text, _) = read(&link::add_message(&plain, 3).unwrap());
     for absent in [
         "Port(", "Gbp", "Mtu(", "Address(", "Ageing", "UDPCsum", "Df", "Up",
     ] {
@@ -318,7 +318,7 @@ fn messages_when_damaged_then_read_as_something_or_nothing() {
     };
     let device = Link {
         name: name("flannel.7"),
-        kind: LinkKind::Vxlan(Box::new(vxlan.clone())),
+        kind: vxlan.clone().into(),
         mac: Mac::parse("06:00:00:00:00:07"),
         mtu: 1450,
         up: true,
@@ -333,7 +333,7 @@ fn messages_when_damaged_then_read_as_something_or_nothing() {
     };
     let mac = Mac([2; 6]);
     let messages = [
-        link::add_vxlan_message(&device, &vxlan, 3),
+        link::add_message(&device, 3).unwrap(),
         address::add_message(5, "fd00::/128".parse().unwrap()),
         neighbour::add_message(flag::PUT, 5, "10.5.2.0".parse().unwrap(), mac),
         forwarding::add_message(flag::PUT, 5, mac, "192.0.2.2".parse().unwrap()),

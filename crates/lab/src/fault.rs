@@ -229,6 +229,31 @@ impl Aim {
 }
 
 impl Lab {
+    /// Whether the switch's port of a host is already as this fault leaves it.
+    fn is_port(&self, host: usize, fault: &str) -> Result<bool, LabError> {
+        let port = crate::topology::port(host);
+        let found = ip(self.switch(), &["link", "show", &port])?;
+        let is_up = found[0]["flags"]
+            .as_array()
+            .is_some_and(|flags| flags.iter().any(|flag| flag == "UP"));
+        let has_master = found[0]["master"].is_string();
+        Ok(match fault {
+            "cut" => !has_master,
+            "heal" => has_master,
+            "unplug" => !is_up,
+            _ => is_up,
+        })
+    }
+
+    /// What the daemon of a host has logged, as it was last started.
+    pub fn log_of(&self, host: usize) -> String {
+        let daemon = self.state.daemons.iter().find(|(number, _)| *number == host);
+        daemon
+            .and_then(|(_, process)| std::fs::read(&process.log).ok())
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
+    }
+
     /// Does a fault, of either kind, to a host by number.
     pub fn strike(&mut self, host: usize, name: &str) -> Result<Broken, LabError> {
         if let Some(fault) = find(name) {
@@ -264,6 +289,22 @@ impl Lab {
         };
         let signal = |number: Signal, text: &str| {
             let pid = daemon()?.pid;
+            let is_stopped = crate::process::stat(pid).is_some_and(|stat| stat.state == 'T');
+            let idle = match number {
+                Signal::STOP => is_stopped,
+                Signal::CONT => !is_stopped,
+                _ => false,
+            };
+            if idle {
+                let state = if is_stopped {
+                    "stopped already"
+                } else {
+                    "not stopped"
+                };
+                return Err(LabError::Invalid(format!(
+                    "flanneld on h{host} (pid {pid}) is {state}"
+                )));
+            }
             send(pid, number);
             broken(format!("kill -{text} {pid}"), status)
         };
@@ -280,13 +321,18 @@ impl Lab {
                 self.save()?;
                 broken(self.daemon_arguments()?.join(" "), status)
             }
+            // What is that way already is not done once more: it would be told as done.
+            "cut" | "heal" | "unplug" | "plug" if self.is_port(host, name)? => Err(LabError::Invalid(
+                format!("h{host}: `{name}` has been done already"),
+            )),
             "cut" => {
                 self.cut(host)?;
                 broken(format!("on sw: ip link set {port} nomaster"), status)
             }
             "heal" => {
                 self.heal(host)?;
-                broken(format!("on sw: ip link set {port} master ..."), status)
+                let bridge = crate::topology::bridge(self.spec.segment(host));
+                broken(format!("on sw: ip link set {port} master {bridge}"), status)
             }
             "unplug" | "plug" => {
                 let way = if name == "plug" { "up" } else { "down" };
@@ -297,6 +343,10 @@ impl Lab {
                 )
             }
             "registry-stop" => {
+                if !self.store()?.process.alive() {
+                    let text = "the registry does not run; `registry-start` starts it";
+                    return Err(LabError::Invalid(text.to_owned()));
+                }
                 self.kill_store();
                 let process = &self.store()?.process;
                 // Killed is not gone yet; `registry-start` may be the next thing said.

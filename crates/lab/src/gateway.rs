@@ -52,6 +52,17 @@ impl Gateway {
             .map(|_| ())
     }
 
+    /// Removes all keys that begin with `prefix`.
+    pub fn delete_all(&mut self, prefix: &str) -> Result<(), LabError> {
+        let mut end = prefix.as_bytes().to_vec();
+        if let Some(last) = end.last_mut() {
+            // No prefix of text ends with 0xff.
+            *last = last.saturating_add(1);
+        }
+        let range = json!({ "key": base64(prefix.as_bytes()), "range_end": base64(&end) });
+        self.post("/v3/kv/deleterange", &range).map(|_| ())
+    }
+
     /// gRPC calls the server has started so far, by method, without those of this gateway's own connection.
     pub fn calls(&mut self) -> Result<Vec<(String, u64)>, LabError> {
         let text = self.request("GET", "/metrics", "")?;

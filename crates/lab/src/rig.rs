@@ -142,6 +142,17 @@ impl Rig {
         Ok(rig)
     }
 
+    /// Waits until h1 is well by its own word.
+    ///
+    /// # Errors
+    /// What it still says after 30 s.
+    pub fn wait_for_health(&self) -> Result<Duration, LabError> {
+        self.wait("a healthy h1 by its own word", 30, |rig| {
+            let said = rig.lab.host(1).run(&["flannelctl", "status"]);
+            Ok(said.err().map(|e| e.to_string()))
+        })
+    }
+
     /// Waits until `missing` names nothing any more; the end of the first daemon's log comes with the failure.
     pub fn wait(
         &self,

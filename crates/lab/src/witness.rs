@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::{LabError, words};
+use crate::command::{LabError, output, words};
 use crate::node::Node;
 
 /// Parses a tool's JSON; no output at all is an empty list.
@@ -93,6 +93,23 @@ pub fn link(node: &Node, name: &str) -> Result<Option<Value>, LabError> {
         .find(|l| l["ifname"] == name)
         .cloned();
     Ok(found)
+}
+
+/// Whether this machine's kernel makes links of a kind: one is made with these further words, and deleted.
+pub fn has_kind(node: &Node, kind: &str, more: &[&str]) -> Result<bool, LabError> {
+    let mut words = vec!["ip", "link", "add", "probe", "type", kind];
+    words.extend(more);
+    let (made, _, stderr, _) = output(&mut node.network_command(&words), "")?;
+    if made {
+        node.ip(&["link", "del", "probe"])?;
+    } else if !stderr.contains("Unknown device type") && !stderr.contains("not supported") {
+        return Err(LabError::Command {
+            command: words.join(" "),
+            status: "refused for another reason than the kind".to_owned(),
+            stderr,
+        });
+    }
+    Ok(made)
 }
 
 /// Names of all links.

@@ -1,7 +1,8 @@
 //! The commands shown in the documents, run as a reader would.
 //!
+//! One marked `console install` is run with the system's folders below one of the test's own, its first line (a build of minutes) aside.
 //! A fenced block marked `console lab` is run line by line in a lab; one marked `console help` is only checked for flags that the
-//! programs do not know, since it needs machines of its own. Every `console` block must be marked or be of `cargo xtask`.
+//! programs do not know, since it needs machines of its own. Every `console` block must be marked or be of `cargo xtask` or `scripts/xtask`.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
 
@@ -69,8 +70,8 @@ fn every_block_of_commands_is_marked_for_how_it_is_tested() {
         let all = commands(document);
         assert!(!all.is_empty(), "{document}");
         for (mark, command) in all {
-            let good = ["console lab", "console help"].contains(&mark.as_str())
-                || command.starts_with("cargo xtask ");
+            let good = ["console lab", "console help", "console install"].contains(&mark.as_str())
+                || is_xtask(&command);
             assert!(good, "{document}: `{command}` stands in a block marked {mark:?}");
         }
     }
@@ -117,7 +118,7 @@ fn flags_in_the_documents_are_known_to_the_programs() {
             ["flannelctl", "registry", "serve", ..] => "flannelctl registry serve --help".to_owned(),
             ["flannelctl", "registry", ..] => "flannelctl registry --help".to_owned(),
             ["etcdctl", ..] => "ETCDCTL_API=3 etcdctl --help".to_owned(),
-            ["cargo", "xtask", ..] => continue,
+            _ if is_xtask(&line) || mark == "console install" => continue,
             _ => panic!("`{line}` in a block marked {mark:?}: of which program?"),
         };
         let output = shell(&help);
@@ -137,6 +138,58 @@ fn flags_in_the_documents_are_known_to_the_programs() {
         }
     }
     assert!(checked > 10);
+}
+
+fn is_xtask(command: &str) -> bool {
+    ["cargo xtask ", "scripts/xtask "]
+        .iter()
+        .any(|start| command.starts_with(start))
+}
+
+/// With the executables that the tests have, in place of those that are shipped.
+#[test]
+fn commands_of_the_install_blocks_put_files_where_the_units_look_for_them() {
+    let folder = std::env::temp_dir().join(name());
+    std::fs::create_dir_all(folder.join("usr/local/bin")).unwrap();
+    let built = format!("{}/", executables().unwrap().display());
+    let below = format!(" {}/", folder.display());
+    let mut done = 0;
+    for (mark, line) in DOCUMENTS.iter().flat_map(|d| commands(d)) {
+        if mark != "console install" || is_xtask(&line) {
+            continue;
+        }
+        let line = line.replace(" /", &below).replace("target/dist/", &built);
+        let output = Command::new("sh")
+            .args(["-ec", &line])
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{line}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        done += 1;
+    }
+    assert!(done > 2);
+    // What the units run and read that is flannel's is there.
+    let mut looked_for = 0;
+    for unit in ["flanneld.service", "docker-flannel.conf"] {
+        let text = std::fs::read_to_string(root().join("packaging/systemd").join(unit)).unwrap();
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with("Exec") || line.starts_with("EnvironmentFile="))
+        {
+            let (_, value) = line.split_once('=').unwrap();
+            let path = value.trim_start_matches('-').split(' ').next().unwrap();
+            if path.starts_with("/usr/local/") || path.starts_with("/etc/flannel/") {
+                assert!(folder.join(&path[1..]).is_file(), "{unit}: {line}");
+                looked_for += 1;
+            }
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(looked_for, 3);
 }
 
 #[test]

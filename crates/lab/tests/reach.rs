@@ -163,6 +163,12 @@ fn fault_is_named_done_and_repaired_while_pods_talk() {
             text(&matrix.stdout)
         );
     }
+    assert!(
+        text(&strike.stdout).contains("all as before") && text(&strike.stdout).contains("repaired: "),
+        "{}",
+        text(&strike.stdout)
+    );
+    faults_are_told_as_they_are(&name);
     let unknown = flannelctl(&["lab", "break", "--name", &name, "h2", "gremlins"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(
@@ -170,6 +176,59 @@ fn fault_is_named_done_and_repaired_while_pods_talk() {
         "{}",
         text(&unknown.stderr)
     );
+}
+
+/// What has been done already is not told as done once more; a daemon that hangs is not told as one that runs.
+fn faults_are_told_as_they_are(name: &str) {
+    let lab = |words: &[&str]| {
+        let output = flannelctl(&[&["lab", words[0], "--name", name], &words[1..]].concat());
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (_, said) = lab(&["exec", "h1", "flannelctl", "status"]);
+    assert!(said.contains("never put back"), "{said}");
+    for (fault, undone) in [
+        ("cut", "heal"),
+        ("unplug", "plug"),
+        ("registry-stop", "registry-start"),
+        ("daemon-hang", "daemon-continue"),
+    ] {
+        let (code, said) = lab(&["break", "h1", undone]);
+        assert_eq!(code, Some(1), "{undone} of what is well: {said}");
+        for name in [fault, undone] {
+            let (code, said) = lab(&["break", "h1", name]);
+            assert_eq!(code, Some(0), "{name}: {said}");
+            assert!(!said.contains("..."), "{said}");
+            let (code, said) = lab(&["break", "h1", name]);
+            assert_eq!(code, Some(1), "{name} a second time: {said}");
+        }
+    }
+    assert_eq!(lab(&["break", "h1", "daemon-hang"]).0, Some(0));
+    std::thread::sleep(Duration::from_millis(2500));
+    let asked = Instant::now();
+    let (code, said) = lab(&["exec", "h1", "flannelctl", "status"]);
+    // 2 s of its own; the rest is the machine's.
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("does not answer since ") && said.contains("it is stopped"),
+        "{said}"
+    );
+    assert!(!said.contains("os error"), "{said}");
+    let (code, said) = lab(&["status"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("HANGS") && said.contains("h1: the daemon (pid "),
+        "{said}"
+    );
+    assert_eq!(lab(&["break", "h1", "daemon-continue"]).0, Some(0));
+    let start = Instant::now();
+    while lab(&["status"]).0 != Some(0) {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{}",
+            lab(&["status"]).1
+        );
+    }
 }
 
 #[test]

@@ -13,18 +13,6 @@ use lab::witness::{Monitor, link, picture, routes};
 use lab::{Families, Lab, LabError};
 use serde_json::{Value, json};
 
-fn healthy(rig: &Rig) {
-    rig.wait("a healthy h1 by its own word", 20, |rig| {
-        Ok(rig
-            .lab
-            .host(1)
-            .run(&["flannelctl", "status"])
-            .err()
-            .map(|e| e.to_string()))
-    })
-    .unwrap();
-}
-
 fn no_packet_is_lost(backend: serde_json::Value) {
     let mut rig = Rig::start(&Wish::new(backend)).unwrap();
     rig.lab.add_pods().unwrap();
@@ -55,7 +43,7 @@ fn no_packet_is_lost(backend: serde_json::Value) {
         let echo = parse_echo(&text).unwrap();
         assert_eq!((echo.sent, echo.received), (600, 600), "{text}");
     }
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
 }
 
 #[test]
@@ -72,13 +60,13 @@ fn host_gw_kill_9_under_ping_loses_no_packet() {
 fn restart_changes_nothing_in_the_kernel() {
     for backend in [json!({ "Type": "vxlan" }), json!({ "Type": "host-gw" })] {
         let mut rig = Rig::start(&Wish::new(backend.clone()).hosts(3)).unwrap();
-        healthy(&rig);
+        rig.wait_for_health().unwrap();
         addresses_are_settled(&rig);
         let before = picture(rig.lab.host(1)).unwrap();
         let leases = rig.lab.leases().unwrap();
         let monitor = Monitor::start(rig.lab.host(1), "restart").unwrap();
         rig.restart(1, &[]).unwrap();
-        healthy(&rig);
+        rig.wait_for_health().unwrap();
         std::thread::sleep(Duration::from_millis(500));
         let seen: Vec<String> = monitor
             .seen(&["flannel", "10.244.", "fd00:10:244"])
@@ -99,7 +87,7 @@ fn restart_changes_nothing_in_the_kernel() {
 #[test]
 fn hangup_executes_the_daemon_anew_in_the_same_process() {
     let rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     let before = picture(rig.lab.host(1)).unwrap();
     let record = rig.daemons[0].record().clone();
     let started = || -> u64 {
@@ -119,7 +107,7 @@ fn hangup_executes_the_daemon_anew_in_the_same_process() {
     })
     .unwrap();
     assert!(record.alive(), "the same process");
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     assert_eq!(picture(rig.lab.host(1)).unwrap(), before);
 }
 
@@ -289,7 +277,7 @@ fn a_reboot_without_the_registry_serves_from_the_cache(backend: Value, blackhole
     let mut rig = Rig::start(&Wish::new(backend).hosts(3)).unwrap();
     rig.lab.add_pods().unwrap();
     let pods = rig.lab.state.pods.clone();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     cached(&rig);
     addresses_are_settled(&rig);
     let before = state(&rig.lab).unwrap();
@@ -345,7 +333,7 @@ fn a_reboot_without_the_registry_serves_from_the_cache(backend: Value, blackhole
         let kind = rig.lab.store().unwrap().kind;
         rig.store = rig.lab.start_store(kind).unwrap();
     }
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     std::thread::sleep(Duration::from_millis(500));
     kernel_holds_still(&rig, monitor);
     assert_eq!(state(&rig.lab).unwrap(), before);
@@ -366,7 +354,7 @@ fn host_gw_reboot_with_the_registry_unreachable_serves_from_the_cache() {
 #[test]
 fn registry_that_comes_back_empty_is_told_the_leases_again_and_no_route_goes() {
     let mut rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(3)).unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     cached(&rig);
     let before = state(&rig.lab).unwrap();
     let key = |(key, _): (String, String)| key;
@@ -395,7 +383,7 @@ fn registry_that_comes_back_empty_is_told_the_leases_again_and_no_route_goes() {
         Ok((now != keys).then(|| format!("{now:?} for {keys:?}")))
     })
     .unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     kernel_holds_still(&rig, monitor);
     assert_eq!(state(&rig.lab).unwrap(), before);
 }
@@ -403,7 +391,7 @@ fn registry_that_comes_back_empty_is_told_the_leases_again_and_no_route_goes() {
 #[test]
 fn cache_of_another_network_or_address_is_not_served_from() {
     let mut rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(2)).unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     cached(&rig);
     rig.lab.kill_store();
     reboot(&mut rig);
@@ -441,7 +429,7 @@ fn cache_of_another_network_or_address_is_not_served_from() {
 #[test]
 fn subnet_out_of_the_cache_is_yielded_when_the_registry_says_that_it_is_anothers() {
     let mut rig = Rig::start(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(1)).unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     cached(&rig);
     let subnet = rig.subnet(1, 4).unwrap();
     let host = rig.lab.host(1);
@@ -457,7 +445,7 @@ fn subnet_out_of_the_cache_is_yielded_when_the_registry_says_that_it_is_anothers
     let key = format!("{}-{}", subnet.addr(), subnet.prefix_len());
     rig.put_lease(&key, &other).unwrap();
     rig.lab.host(1).shell("nft delete table ip away").unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     assert_ne!(rig.subnet(1, 4).unwrap(), subnet);
     let route = routes(rig.lab.host(1), 4)
         .unwrap()
@@ -474,7 +462,7 @@ fn subnet_out_of_the_cache_is_yielded_when_the_registry_says_that_it_is_anothers
 #[test]
 fn cache_is_written_seldom_while_leases_change_often() {
     let rig = Rig::alone(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(1)).unwrap();
-    healthy(&rig);
+    rig.wait_for_health().unwrap();
     cached(&rig);
     let endpoint = rig.lab.store().unwrap().endpoint.clone();
     let mut gateway = lab::gateway::Gateway::connect(rig.lab.switch(), &endpoint).unwrap();
@@ -500,4 +488,62 @@ fn cache_is_written_seldom_while_leases_change_often() {
         "{} versions of the cache in {events} events",
         versions.len()
     );
+}
+
+/// Pods have addresses out of it: a node keeps the IPv4 subnet it has when the network becomes dual-stack, also where IPv6 cannot
+/// be served.
+#[test]
+fn node_keeps_its_ipv4_subnet_when_the_network_becomes_dual_stack_also_where_ipv6_is_off() {
+    let backend = json!({ "Type": "vxlan" });
+    let mut wish = Wish::new(backend.clone());
+    wish.config = lab::flannel::config(Families::V4, backend.clone());
+    let mut rig = Rig::start(&wish).unwrap();
+    let routed = |rig: &Rig, family: u8| {
+        rig.wait("a route each", 30, |rig| {
+            for (host, peer) in [(1, 2), (2, 1)] {
+                let Ok(subnet) = rig.subnet(peer, family) else {
+                    return Ok(Some(format!("h{peer} has no subnet")));
+                };
+                let there = lab::witness::routes(rig.lab.host(host), family)?;
+                if !there.iter().any(|route| route.destination() == Some(subnet)) {
+                    return Ok(Some(format!("{subnet} on h{host}")));
+                }
+            }
+            Ok(None)
+        })
+        .unwrap();
+    };
+    let before = [rig.subnet(1, 4).unwrap(), rig.subnet(2, 4).unwrap()];
+    let off = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1";
+    rig.lab.host(2).shell(off).unwrap();
+    let dual = lab::flannel::config(Families::Both, backend);
+    rig.reconfigure(&dual).unwrap();
+    for host in [1, 2] {
+        rig.restart(host, &[]).unwrap();
+    }
+    rig.wait("a subnet of each family on h1", 30, |rig| {
+        Ok(rig.subnet(1, 6).err().map(|e| e.to_string()))
+    })
+    .unwrap();
+    routed(&rig, 4);
+    assert_eq!([rig.subnet(1, 4).unwrap(), rig.subnet(2, 4).unwrap()], before);
+    rig.wait("a word of h2 on IPv6", 20, |rig| {
+        let said = status(rig, 2).to_string();
+        Ok((!said.contains("IPv6")).then_some(said))
+    })
+    .unwrap();
+    rig.lab.host(2).shell(&off.replace("=1", "=0")).unwrap();
+    rig.lab
+        .host(2)
+        .shell("ip link set eth0 down; ip link set eth0 up")
+        .unwrap();
+    let address = rig.lab.spec.host6(2);
+    rig.lab
+        .host(2)
+        .shell(&format!("ip -6 address replace {address}/64 dev eth0 nodad"))
+        .unwrap();
+    rig.restart(2, &[]).unwrap();
+    routed(&rig, 6);
+    routed(&rig, 4);
+    assert_eq!([rig.subnet(1, 4).unwrap(), rig.subnet(2, 4).unwrap()], before);
 }

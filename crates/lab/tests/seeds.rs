@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use lab::command::run_with_input;
-use lab::rig::{Rig, Wish};
+use lab::rig::{Rig, Wish, vxlan_lease};
 use lab::witness::{addresses, link, neighbours, route};
 use lab::{Families, Lab};
 use serde_json::json;
@@ -99,6 +99,49 @@ fn subnet_min_and_max_bound_the_key_and_the_device_carries_its_base() {
     assert_eq!(neighbour[0]["lladdr"], "f6:df:b4:d0:5d:72");
 }
 
+/// Whatever part of a config it is that cannot be used: the daemon names the key in the registry and what is wrong, stays, and takes
+/// the next one. What is accepted without effect is said.
+#[test]
+fn config_when_it_cannot_be_used_is_waited_out_by_the_key_and_what_has_no_effect_is_said() {
+    let wish = Wish::of(Families::V4, json!({})).hosts(1);
+    let mut rig = Rig::bare(&wish).unwrap();
+    rig.lab.put("/coreos.com/network/config", "{}").unwrap();
+    let daemon = rig.lab.start_daemon(1, &[]).unwrap();
+    rig.daemons.push(daemon);
+    let log = rig.lab.spec.directory().join("h1-flanneld.log");
+    let backend = r#""Backend":{"Type":"vxlan"}"#;
+    for (config, words) in [
+        (
+            format!(r#"{{"Network":"10.5.0.0/16","SubnetLen":"24",{backend}}}"#),
+            r#"SubnetLen is "24": expected a whole number"#,
+        ),
+        (
+            r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":"7"}}"#.to_owned(),
+            r#"Backend.VNI is "7": expected a whole number"#,
+        ),
+        (r#"{"Network":"10.5.0.0/16"}"#.to_owned(), "Backend is not set"),
+    ] {
+        rig.lab.put("/coreos.com/network/config", &config).unwrap();
+        rig.lab
+            .wait(words, Duration::from_secs(15), || {
+                let said = lab::process::tail(&log, 3);
+                let named = said.contains(words) && said.contains("/coreos.com/network/config");
+                Ok((!named).then_some(said))
+            })
+            .unwrap();
+    }
+    let idle = format!(r#"{{"Network":"10.5.6.7/16","Prot":1,{backend}}}"#);
+    rig.lab.put("/coreos.com/network/config", &idle).unwrap();
+    ready(&rig.lab, 15);
+    let said = lab::process::tail(&log, 40);
+    for words in [
+        "Network is 10.5.6.7/16: its host bits have no effect",
+        "Prot has no effect",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
 #[test]
 fn subnet_len_21_gives_keys_of_that_length() {
     let mut wish = Wish::of(Families::V4, json!({})).hosts(1);
@@ -142,6 +185,105 @@ fn docker_options_written_over_subnet_env_stay_and_our_keys_come_back() {
     rig.restart(1, &[]).unwrap();
     rig.settle("the same subnet", &before.subnet, |lab| Ok(lab.env(1)?.subnet))
         .unwrap();
+}
+
+/// The unit that is shipped, as far as privileges go: its capabilities and no others, nothing to be gained by exec, no core file, a file
+/// system that is read-only but for what the unit says. With either variant of iptables, whose older one needs more.
+#[test]
+fn unit_that_is_shipped_gives_all_that_a_node_needs() {
+    let unit =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd/flanneld.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let of = |key: &str| {
+        unit.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+    };
+    let capabilities: Vec<String> = of("CapabilityBoundingSet")
+        .unwrap()
+        .split(' ')
+        .map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    assert!(capabilities.len() <= 2, "{capabilities:?}");
+    for (key, value) in [
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("ReadWritePaths", "/run"),
+        ("LimitCORE", "0"),
+    ] {
+        assert_eq!(of(key), Some(value), "{key}");
+    }
+    for variant in ["nft", "legacy"] {
+        let mut rig = Rig::bare(&Wish::of(Families::V4, json!({ "Type": "vxlan" })).hosts(1)).unwrap();
+        // Whose root is read-only; `/run` and `/var/lib/flannel` are file systems of the host's own.
+        let script = format!(
+            "mkdir /run/variant
+            for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+                ln -s $(command -v xtables-{variant}-multi) /run/variant/$name
+            done
+            mount -o remount,bind,ro /
+            ulimit -c 0
+            PATH=/run/variant:$PATH exec setpriv --bounding-set=-all{} --no-new-privs {}",
+            capabilities.concat(),
+            rig.lab.daemon_arguments().unwrap().join(" ")
+        );
+        let daemon = rig
+            .lab
+            .host(1)
+            .spawn("flanneld", &["unshare", "--mount", "sh", "-ec", &script])
+            .unwrap();
+        let pid = daemon.record().pid;
+        rig.daemons.push(daemon);
+        ready(&rig.lab, 20);
+        let process = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        // NET_ADMIN is bit 12, NET_RAW 13 (linux/capability.h).
+        for field in [
+            "CapEff:\t0000000000003000",
+            "CapBnd:\t0000000000003000",
+            "NoNewPrivs:\t1",
+        ] {
+            assert!(process.contains(field), "{variant}: {field} not in {process}");
+        }
+        let peer = vxlan_lease("198.18.0.12", None, "02:00:00:00:00:72", None);
+        rig.put_lease("10.244.77.0-24", &peer).unwrap();
+        let whole = |rig: &Rig, what: &str| {
+            rig.settle(&format!("{variant}: {what}"), &(true, true, 200), |lab| {
+                let routed = route(lab.host(1), "10.244.77.0/24".parse().unwrap())?;
+                let save = lab
+                    .host(1)
+                    .run(&[&format!("xtables-{variant}-multi"), "iptables-save"])?;
+                let ready = lab
+                    .host(1)
+                    .shell("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8081/readyz || true")?;
+                Ok((
+                    routed[0]["dev"] == "flannel.1",
+                    save.contains("-A FLANNEL-POSTRTG") && save.contains("-A FLANNEL-FWD"),
+                    ready.parse::<u16>().unwrap_or(0),
+                ))
+            })
+            .unwrap();
+        };
+        whole(&rig, "a node");
+        rig.lab.host(1).run(&["ip", "link", "del", "flannel.1"]).unwrap();
+        rig.lab
+            .host(1)
+            .run(&[
+                &format!("xtables-{variant}-multi"),
+                "iptables",
+                "-t",
+                "nat",
+                "-F",
+                "FLANNEL-POSTRTG",
+            ])
+            .unwrap();
+        whole(&rig, "repaired");
+        lab::process::send(pid, rustix::process::Signal::HUP);
+        whole(&rig, "after a reload");
+        let log = lab::process::tail(&rig.lab.spec.directory().join("h1-flanneld.log"), 60);
+        let good = ["Permission denied", "not permitted", "Read-only"]
+            .iter()
+            .all(|words| !log.contains(words));
+        assert!(good && log.contains("SIGHUP"), "{variant}: {log}");
+    }
 }
 
 #[test]

@@ -4,37 +4,36 @@
 //! its guards missing there: every write is a transaction that compares first, an etcd lease is kept alive and not
 //! replaced, and peers are followed by one watch that costs no request per event.
 
-mod acquire;
 mod connection;
 mod endpoint;
-mod entries;
-mod keep;
 mod keys;
 mod listing;
 mod members;
+mod names;
+mod store;
 mod tls;
 mod watching;
 pub mod wire;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use fabric::lease::{Snapshot, Subnet, Update};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use self::connection::{ConnectError, Connection, key_value_client};
 pub use self::endpoint::{Address, Endpoint, EndpointError, parse_endpoints};
-pub use self::entries::Stamp;
 pub use self::keys::Keys;
+pub use self::store::{Stamp, Store};
 pub use self::tls::{TlsError, TlsFiles};
 
-use self::keep::{Follower, Moment};
 use self::members::Members;
-use crate::state::{State, States};
-use crate::{AcquireError, Held, Holding, Pending, Registry, RegistryError, Taken, Wanted};
+use crate::RegistryError;
+use crate::chance::Chance;
+use crate::entries::{End, Entries, Life, Listing, Mark, Seen, Told, Wish, Written};
+use crate::leases::Leases;
+use crate::state::State;
 
 /// Every request but a watch is answered within this time, or counts as failed.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
@@ -102,24 +101,9 @@ pub(crate) struct Credentials {
     password: String,
 }
 
-/// A client of an etcd cluster. Connects on first use and for as long as it lives goes on trying.
-pub struct Etcd3 {
-    members: Members,
-    keys: Keys,
-    lease_ttl: i64,
-    /// The listing a lease was acquired on, for the watch to go on from.
-    stash: Mutex<Option<Snapshot>>,
-    watched: AtomicBool,
-    follower: Mutex<Option<Follower>>,
-    /// The entry that was kept last, as it was last seen: ours, whatever address it bears.
-    kept: Mutex<Option<(Subnet, Stamp)>>,
-    /// How far the watch has come.
-    followed: Mutex<Moment>,
-}
-
-impl Etcd3 {
+impl Store {
     /// A client that is not connected yet. Certificate files are read when connecting, so they may come later.
-    pub fn new(options: &Options) -> Result<Etcd3, OptionsError> {
+    pub fn new(options: &Options) -> Result<Store, OptionsError> {
         let endpoints = parse_endpoints(&options.endpoints, options.tls.any())?;
         if options.tls.certfile.is_some() != options.tls.keyfile.is_some() {
             tracing::warn!(
@@ -135,24 +119,36 @@ impl Etcd3 {
                 password: options.password.clone(),
             });
         let (state, _) = watch::channel(State::default());
-        Ok(Etcd3 {
-            members: Members::new(endpoints, options.tls.clone(), credentials, state),
+        let chance = Chance::system();
+        Ok(Store {
+            members: Members::new(endpoints, options.tls.clone(), credentials, state, &chance),
             keys: Keys::new(&options.prefix),
             lease_ttl: i64::try_from(options.lease_ttl.as_secs()).unwrap_or(i64::MAX),
-            stash: Mutex::new(None),
-            watched: AtomicBool::new(false),
-            follower: Mutex::new(None),
-            kept: Mutex::new(None),
-            followed: Mutex::new(Moment::default()),
+            chance,
+            spare: Mutex::new(None),
         })
+    }
+}
+
+/// The leases in an etcd cluster.
+pub type Etcd3 = Leases<Store>;
+
+impl Leases<Store> {
+    /// A client that is not connected yet. Certificate files are read when connecting, so they may come later.
+    pub fn new(options: &Options) -> Result<Etcd3, OptionsError> {
+        Ok(Leases::over(Store::new(options)?, Chance::system()))
     }
 
     /// The keys this client works below.
     pub fn keys(&self) -> &Keys {
-        &self.keys
+        &self.entries().keys
     }
+}
 
-    async fn read_config(&self) -> Result<Vec<u8>, RegistryError> {
+impl Entries for Store {
+    type Handle = Stamp;
+
+    async fn config(&self) -> Result<Vec<u8>, RegistryError> {
         match self.entry(self.keys.config()).await?.1 {
             Some(entry) => Ok(entry.value),
             None => Err(RegistryError::NotFound {
@@ -161,44 +157,107 @@ impl Etcd3 {
             }),
         }
     }
-}
 
-impl Registry for Etcd3 {
-    fn network_config(&self) -> Pending<'_, Result<Vec<u8>, RegistryError>> {
-        Box::pin(self.read_config())
+    async fn list(&self, wish: &Wish<'_, Stamp>) -> Result<Listing<Stamp>, RegistryError> {
+        Ok(self.list_pages(wish).await?)
     }
 
-    fn acquire<'a>(&'a self, wanted: &'a Wanted<'a>) -> Pending<'a, Result<Held, AcquireError>> {
-        Box::pin(acquire::acquire(self, wanted))
+    async fn read(&self, key: &str) -> Result<Seen<Stamp>, RegistryError> {
+        let (revision, entry) = self.entry(&self.keys.at(key)).await?;
+        Ok(self.seen(revision, entry))
     }
 
-    fn keep<'a>(
-        &'a self,
-        wanted: &'a Wanted<'a>,
-        held: Held,
-        margin: Duration,
-        report: &'a (dyn Fn(Holding) + Send + Sync),
-    ) -> Pending<'a, Taken> {
-        Box::pin(keep::keep(self, wanted, held, margin, report))
+    async fn create(&self, key: &str, value: &str) -> Result<Written<Stamp>, RegistryError> {
+        Ok(self.create_entry(key, value).await?)
     }
 
-    fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {
-        Box::pin(watching::watch(self, sink))
+    async fn swap(
+        &self,
+        key: &str,
+        value: &str,
+        known: &Stamp,
+        life: Life,
+    ) -> Result<Written<Stamp>, RegistryError> {
+        Ok(self.swap_entry(key, value, known, life).await?)
     }
 
-    fn resume(&self, revision: i64) {
-        self.resume_at(revision);
+    async fn delete(&self, key: &str, known: &Stamp) -> Result<bool, RegistryError> {
+        Ok(self.remove(&self.keys.at(key), known.mod_revision).await?)
     }
 
-    fn reconnect(&self) -> Pending<'_, ()> {
-        Box::pin(self.members.leave())
+    async fn prolong(&self, _: &str, known: &Stamp) -> Result<Option<(Stamp, Instant)>, RegistryError> {
+        let grant = self.keep_alive(known.lease).await?;
+        Ok(grant.map(|grant| (*known, grant.expires)))
     }
 
-    fn states(&self) -> States {
-        self.members.state().subscribe()
+    async fn expires(&self, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
+        if known.lease == 0 {
+            return Ok(None);
+        }
+        let found = self.time_to_live(known.lease).await?;
+        Ok(Some(found.map_or_else(Instant::now, |grant| grant.expires)))
+    }
+
+    async fn was(&self, key: &str, known: &Stamp) -> Result<Option<bool>, RegistryError> {
+        Ok(self.entry_was(&self.keys.at(key), known).await?)
+    }
+
+    async fn give_back(&self) {
+        if let Some(grant) = self.take_spare() {
+            self.revoke(grant.id).await;
+        }
+    }
+
+    async fn watch(&self, after: Mark, told: &(dyn Fn(Told<Stamp>) + Send + Sync)) -> End {
+        watching::watch(self, after, told).await
+    }
+
+    fn state(&self) -> &watch::Sender<State> {
+        self.members.state()
+    }
+
+    async fn reconnect(&self) {
+        self.members.leave().await;
     }
 
     fn requests(&self) -> u64 {
         self.members.sent()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_when_shown_never_show_the_password() {
+        let options = Options {
+            username: "u".to_owned(),
+            password: "s3cret".to_owned(),
+            ..Options::default()
+        };
+        let shown = format!("{options:?}");
+        assert!(shown.contains("/coreos.com/network") && shown.contains("\"u\"") && shown.contains("86400s"));
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn a_client_knows_its_keys_before_it_is_connected() {
+        let options = Options {
+            prefix: "/n".to_owned(),
+            ..Options::default()
+        };
+        let etcd = Etcd3::new(&options).unwrap();
+        assert_eq!(
+            (etcd.keys().config(), etcd.keys().subnets()),
+            ("/n/config", "/n/subnets/")
+        );
+        assert_eq!(etcd.entries().lease_ttl, 86_400);
+        let bad = Options {
+            endpoints: "ftp://x".to_owned(),
+            ..options
+        };
+        let error = Etcd3::new(&bad).err().unwrap().to_string();
+        assert!(error.starts_with("etcd-endpoints: "), "{error}");
     }
 }

@@ -3,10 +3,16 @@
 //! A [`Registry`] is a config source, a way to acquire and to keep the own lease, and a watch that delivers
 //! [`Update`]s: a whole snapshot whenever continuity cannot be proved, deltas in between. Nobody has to apply events in
 //! the right order or fears to have missed one.
+//!
+//! Acquiring, keeping and watching exist once ([`Leases`]), over the narrow trait [`entries::Entries`]: etcd v3 implements it
+//! ([`Etcd3`]), and so does a store in memory ([`memory`]). A registry that allocates itself implements [`Registry`] directly.
 #![forbid(unsafe_code)]
 
 mod chance;
+pub mod entries;
 pub mod etcd3;
+mod leases;
+pub mod memory;
 mod state;
 
 use std::future::Future;
@@ -18,8 +24,9 @@ use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Lease, Subnet, Update};
 use tokio::time::Instant;
 
-pub use crate::chance::Backoff;
+pub use crate::chance::{Backoff, Chance};
 pub use crate::etcd3::Etcd3;
+pub use crate::leases::Leases;
 pub use crate::state::{Failure, State, States};
 
 /// A future of a [`Registry`]: dropping it cancels the work, at any point.
@@ -68,6 +75,24 @@ pub trait Registry: Send + Sync {
     fn requests(&self) -> u64;
 }
 
+/// A point in the history of what answers for a registry.
+///
+/// Numbers only grow, unless the registry was emptied, restored from a backup or exchanged: then an epoch has ended, and what
+/// was known of the one before says nothing about this one. Epochs are counted by who watches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision {
+    /// How often the registry was seen to go back.
+    pub epoch: u32,
+    /// The registry's own count of changes.
+    pub number: i64,
+}
+
+impl Revision {
+    pub(crate) fn in_this_epoch(self, number: i64) -> Revision {
+        Revision { number, ..self }
+    }
+}
+
 /// What a lease is wanted for.
 pub struct Wanted<'a> {
     /// The network, for the range of subnets.
@@ -92,8 +117,6 @@ pub struct Held {
     pub reused: bool,
     /// Further leases that bear our public IP and are left alone: an operator's business.
     pub also_ours: Vec<Subnet>,
-    /// The registry's own handle on the entry.
-    pub(crate) stamp: etcd3::Stamp,
 }
 
 /// What happens to the lease in [`Registry::keep`].
@@ -115,6 +138,9 @@ pub enum Holding {
     },
     /// The entry is gone from the registry, deleted or expired. The same subnet is asked for again at once.
     Lost,
+    /// The entry is gone, and in its place stands one that came later, is no lease and may have been another node's: it is left
+    /// alone, and once it is removed the subnet is asked for again.
+    Occupied,
     /// The entry is in the registry again, for the same subnet.
     Regained {
         /// Its create revision, which is a new one.

@@ -3,7 +3,7 @@
 
 use kernel::NetlinkError;
 use kernel::nl::message::get_u32;
-use kernel::nl::{Message, flag};
+use kernel::nl::{Attributes, Message, flag};
 use kernel::rtnl::Rtnl;
 
 const NEW_QDISC: u16 = 36;
@@ -49,8 +49,11 @@ impl Bucket {
 
 /// Ticks of the packet scheduler in a microsecond (`/proc/net/psched`); 15.625 on every kernel of this century.
 pub fn ticks_per_microsecond() -> f64 {
+    ticks_in(&std::fs::read_to_string("/proc/net/psched").unwrap_or_default())
+}
+
+fn ticks_in(text: &str) -> f64 {
     const USUAL: f64 = 15.625;
-    let text = std::fs::read_to_string("/proc/net/psched").unwrap_or_default();
     let numbers: Vec<f64> = text
         .split_whitespace()
         .filter_map(|n| u32::from_str_radix(n, 16).ok())
@@ -77,6 +80,10 @@ fn words(numbers: &[u32]) -> Vec<u8> {
 }
 
 /// Limits what a link sends.
+///
+/// # Errors
+///
+/// The kernel's refusal.
 pub fn add_bucket(rtnl: &mut Rtnl, link: u32, bucket: Bucket) -> Result<(), NetlinkError> {
     let rate = u32::try_from(bucket.rate).unwrap_or(u32::MAX);
     // Two `tc_ratespec` of three words, then limit, buffer, mtu.
@@ -96,6 +103,10 @@ pub fn add_bucket(rtnl: &mut Rtnl, link: u32, bucket: Bucket) -> Result<(), Netl
 }
 
 /// Hands everything a link receives to another one, which can then delay it.
+///
+/// # Errors
+///
+/// The kernel's refusal.
 pub fn redirect_received(rtnl: &mut Rtnl, link: u32, to: u32) -> Result<(), NetlinkError> {
     const TCA_U32_CLASSID: u16 = 1;
     const TCA_U32_SEL: u16 = 5;
@@ -135,44 +146,55 @@ pub fn redirect_received(rtnl: &mut Rtnl, link: u32, to: u32) -> Result<(), Netl
 }
 
 /// The token bucket at a link's root, if that is what is there.
+///
+/// # Errors
+///
+/// The kernel's, of listing.
 pub fn bucket_of(rtnl: &mut Rtnl, link: u32) -> Result<Option<Bucket>, NetlinkError> {
     let listing = Message::new("list qdiscs", GET_QDISC, 0).raw(&header(link, 0, 0, 0));
     rtnl.socket().dump(
         &listing,
         || None,
         |found, reply| {
-            let Some(head) = reply.header(TCMSG) else { return };
-            if get_u32(head, 4) != Some(link) || get_u32(head, 12) != Some(ROOT) {
-                return;
-            }
-            let (mut kind, mut parameters, mut rate64) = ("", None, None);
-            for attribute in reply.attributes(TCMSG) {
-                match attribute.kind {
-                    TCA_KIND => kind = attribute.text().unwrap_or_default(),
-                    TCA_OPTIONS => {
-                        for option in attribute.nested() {
-                            match option.kind {
-                                TCA_TBF_PARMS => parameters = Some(option.value),
-                                TCA_TBF_RATE64 => {
-                                    rate64 = option.value.try_into().ok().map(u64::from_ne_bytes)
-                                }
-                                _ => {}
-                            }
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            if let (Some(p), "tbf") = (parameters, kind) {
-                let word = |i: usize| get_u32(p, i * 4).unwrap_or(0);
-                *found = Some(Bucket {
-                    rate: rate64.unwrap_or_else(|| u64::from(word(2))),
-                    limit: word(6),
-                    buffer: word(7),
-                });
+            if let Some(head) = reply.header(TCMSG)
+                && let Some(bucket) = bucket_in(link, head, reply.attributes(TCMSG))
+            {
+                *found = Some(bucket);
             }
         },
     )
+}
+
+/// The bucket in a listed qdisc, if it is one at the root of this link.
+fn bucket_in(link: u32, head: &[u8], attributes: Attributes<'_>) -> Option<Bucket> {
+    if get_u32(head, 4) != Some(link) || get_u32(head, 12) != Some(ROOT) {
+        return None;
+    }
+    let (mut kind, mut parameters, mut rate64) = ("", None, None);
+    for attribute in attributes {
+        match attribute.kind {
+            TCA_KIND => kind = attribute.text().unwrap_or_default(),
+            TCA_OPTIONS => {
+                for option in attribute.nested() {
+                    match option.kind {
+                        TCA_TBF_PARMS => parameters = Some(option.value),
+                        TCA_TBF_RATE64 => rate64 = option.value.try_into().ok().map(u64::from_ne_bytes),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let (Some(p), "tbf") = (parameters, kind) else {
+        return None;
+    };
+    let word = |i: usize| get_u32(p, i * 4).unwrap_or(0);
+    Some(Bucket {
+        rate: rate64.unwrap_or_else(|| u64::from(word(2))),
+        limit: word(6),
+        buffer: word(7),
+    })
 }
 
 #[cfg(test)]
@@ -195,5 +217,70 @@ mod tests {
             0,
             "less than a byte a second is refused by the caller"
         );
+    }
+
+    use kernel::nl::message::attributes;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn ticks_when_the_kernel_tells_them_are_computed_and_else_the_usual() {
+        assert!((ticks_in("000003e8 00000040 000f4240 3b9aca00\n") - 15.625).abs() < 1e-9);
+        assert!((ticks_in("00000003 00000002 001e8480 3b9aca00") - 3.0).abs() < 1e-9);
+        for text in ["", "1 2", "00000003 00000000 001e8480"] {
+            assert!((ticks_in(text) - 15.625).abs() < 1e-9, "{text}");
+        }
+    }
+
+    #[test]
+    fn header_when_written_has_its_four_numbers_behind_the_family() {
+        let bytes = header(7, 8, 9, 10);
+        let word = |at| get_u32(&bytes, at);
+        assert_eq!(
+            [0, 4, 8, 12, 16].map(word),
+            [Some(0), Some(7), Some(8), Some(9), Some(10)]
+        );
+        assert_eq!(words(&[1, 2]), [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat());
+    }
+
+    #[test]
+    fn bucket_when_listed_at_the_links_root_is_read_and_nothing_else_is() {
+        let parameters = words(&[0, 0, 500, 0, 0, 0, 60, 70, 0]);
+        let options = |rate64: Option<u64>| {
+            let rate64 = rate64.map(|rate| attribute(TCA_TBF_RATE64, &rate.to_ne_bytes()));
+            [attribute(TCA_TBF_PARMS, &parameters), rate64.unwrap_or_default()].concat()
+        };
+        let listed = |kind: &[u8], rate64| {
+            [
+                attribute(TCA_KIND, kind),
+                attribute(TCA_OPTIONS, &options(rate64)),
+            ]
+            .concat()
+        };
+        let read = |link, parent, bytes: &[u8]| {
+            bucket_in(link, &header(3, BUCKET_HANDLE, parent, 0), attributes(bytes))
+        };
+        let tbf = listed(b"tbf\0", None);
+        let bucket = Bucket {
+            rate: 500,
+            limit: 60,
+            buffer: 70,
+        };
+        assert_eq!(read(3, ROOT, &tbf), Some(bucket));
+        let fast = Bucket {
+            rate: 1 << 40,
+            ..bucket
+        };
+        assert_eq!(read(3, ROOT, &listed(b"tbf\0", Some(1 << 40))), Some(fast));
+        assert_eq!(read(4, ROOT, &tbf), None);
+        assert_eq!(read(3, INGRESS, &tbf), None);
+        assert_eq!(read(3, ROOT, &listed(b"fq\0", None)), None);
+        assert_eq!(read(3, ROOT, &attribute(TCA_KIND, b"tbf\0")), None);
     }
 }

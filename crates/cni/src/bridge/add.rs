@@ -1,7 +1,6 @@
 //! ADD: a veth pair between the container and the bridge, addresses, routes, the gateway.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -14,21 +13,24 @@ use kernel::rtnl::bridge::{OperState, PortOptions};
 use kernel::rtnl::link::{ObservedLink, UP};
 use kernel::rtnl::pod::{PodError, PodRoute, PodStep};
 use kernel::rtnl::veth::VethPair;
+use kernel::sysctl;
 
-use crate::bridge::config::Config;
+use crate::bridge::config::{BridgeConfig, Ipam};
 use crate::bridge::device::{ensure_bridge, ensure_gateway};
 use crate::bridge::masquerade::{self, Masquerade};
 use crate::bridge::second_default;
-use crate::bridge::{HOST_LOCAL, host_end, link_name};
 use crate::call::Call;
 use crate::call::Verb;
 use crate::delegate;
 use crate::failure::Failure;
 use crate::files;
-use crate::host_local::{self, config::Config as HostLocal, store::Owner};
+use crate::host_local;
+use crate::host_local::config::HostLocalConfig;
+use crate::links::{host_end, link_name};
 use crate::netns::{self, Sides, kernel_text};
+use crate::notice::say;
+use crate::owner::Owner;
 use crate::result::{AddResult, Interface, Route};
-use crate::sysctl;
 
 /// Names tried for the host's end of the pair.
 const NAME_ATTEMPTS: usize = 10;
@@ -53,8 +55,12 @@ impl From<Failure> for AddFailure {
 }
 
 /// Attaches a container. `flannel` is the folder of saved configurations when flannel asks (see [`host_local::allocate`]).
+///
+/// # Errors
+///
+/// The step that failed, and whether anything is left of those before it.
 pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> {
-    let config = Config::load(call)?;
+    let config = BridgeConfig::load(call)?;
     config.check()?;
     let mac = config.mac()?;
     let ifname = link_name(&call.env.ifname)?;
@@ -63,18 +69,11 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
     let mut host = Rtnl::open().map_err(|e| Failure::internal(e.to_string()))?;
 
     let bridge = ensure_bridge(&mut host, &config)?;
-    let (mut pod, link, peer) = make_pair(
-        &sides,
-        &mut host,
-        &config,
-        ifname,
-        mac,
-        &host_local::owner_of(call),
-    )?;
+    let (mut pod, link, peer) = make_pair(&sides, &mut host, &config, ifname, mac, &Owner::of(call))?;
     let mut made = Made {
         call,
         ifname,
-        ipam: None,
+        ipam: Ipam::None,
         masquerade: None,
     };
     let mut work = || -> Result<AddResult, Failure> {
@@ -92,7 +91,7 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
             ))
         })?;
         let mut result = AddResult::default();
-        if config.ipam.is_empty() {
+        if config.ipam == Ipam::None {
             if !config.leave_down {
                 pod.raise_flags(link.index, UP).map_err(|e| {
                     Failure::internal(format!(
@@ -111,11 +110,11 @@ pub fn add(call: &Call, flannel: Option<&str>) -> Result<AddResult, AddFailure> 
                 second_default::warn(&mut pod, call, link.index);
             }
             if config.is_gateway {
-                ensure_gateway(&mut host, &config, &bridge, &result)?;
+                ensure_gateway(&mut host, &config, &bridge, &result, flannel.is_some())?;
             }
             if config.ip_masq {
                 let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-                let masquerade = Masquerade::of(call, config.masq_backend.as_deref());
+                let masquerade = Masquerade::of(call, config.masq_backend.clone());
                 made.masquerade = Some((masquerade.clone(), addresses.clone()));
                 masquerade::setup(&masquerade, &addresses)?;
             }
@@ -176,7 +175,7 @@ struct Made<'a> {
     call: &'a Call,
     ifname: LinkName,
     /// IPAM plugin that has reserved addresses.
-    ipam: Option<String>,
+    ipam: Ipam,
     masquerade: Option<(Masquerade, Vec<IpNet>)>,
 }
 
@@ -188,10 +187,10 @@ impl Made<'_> {
         if let Some((masquerade, addresses)) = &self.masquerade {
             clean &= masquerade::teardown(masquerade, addresses, &[]).is_ok();
         }
-        match self.ipam.as_deref() {
-            None => {}
-            Some(HOST_LOCAL) => clean &= host_local::del(self.call).is_ok(),
-            Some(plugin) => {
+        match &self.ipam {
+            Ipam::None => {}
+            Ipam::HostLocal => clean &= host_local::del(self.call).is_ok(),
+            Ipam::Plugin(plugin) => {
                 clean &= delegate::run(plugin, Verb::Del, &self.call.stdin, &self.call.env).is_ok();
             }
         }
@@ -203,7 +202,7 @@ impl Made<'_> {
 fn make_pair(
     sides: &Sides,
     host: &mut Rtnl,
-    config: &Config,
+    config: &BridgeConfig,
     name: LinkName,
     mac: Option<Mac>,
     owner: &Owner,
@@ -226,7 +225,7 @@ fn find_pair(
     sides: &Sides,
     pod: &mut Rtnl,
     host: &mut Rtnl,
-    config: &Config,
+    config: &BridgeConfig,
     name: LinkName,
     mac: Option<Mac>,
     owner: &Owner,
@@ -276,16 +275,16 @@ fn find_pair(
 
 fn run_ipam(
     call: &Call,
-    config: &Config,
+    config: &BridgeConfig,
     flannel: Option<&str>,
     made: &mut Made<'_>,
 ) -> Result<AddResult, Failure> {
-    let result = if config.ipam == HOST_LOCAL {
-        host_local::allocate(&HostLocal::load(call)?, &host_local::owner_of(call), flannel)?
-    } else {
-        delegate::add(&config.ipam, &call.stdin, &call.version, &call.env)?.0
+    let result = match &config.ipam {
+        Ipam::None => AddResult::default(),
+        Ipam::HostLocal => host_local::allocate(&HostLocalConfig::load(call)?, &Owner::of(call), flannel)?,
+        Ipam::Plugin(plugin) => delegate::add(plugin, &call.stdin, &call.version, &call.env)?.0,
     };
-    made.ipam = Some(config.ipam.clone());
+    made.ipam = config.ipam.clone();
     if result.ips.is_empty() {
         return Err(Failure::internal("IPAM plugin returned missing IP config"));
     }
@@ -293,7 +292,7 @@ fn run_ipam(
 }
 
 /// Fills in gateways and default routes, and says which link the addresses are of.
-fn add_gateways(config: &Config, result: &mut AddResult) {
+fn add_gateways(config: &BridgeConfig, result: &mut AddResult) {
     let mut has_default = [false, false];
     for ip in &mut result.ips {
         ip.interface = Some(2);
@@ -322,36 +321,26 @@ fn default_of(family: Family) -> IpNet {
 }
 
 /// The network's address plus one.
-fn first_of(address: IpNet) -> IpAddr {
+pub(super) fn first_of(address: IpNet) -> IpAddr {
     match address.network() {
         IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from(u32::from(network).wrapping_add(1))),
         IpAddr::V6(network) => IpAddr::V6(Ipv6Addr::from(u128::from(network).wrapping_add(1))),
     }
 }
 
-/// Addresses, up and routes of the container's link.
-fn configure(
-    sides: &Sides,
-    pod: &mut Rtnl,
-    config: &Config,
-    ifname: LinkName,
-    link: &ObservedLink,
-    result: &AddResult,
-) -> Result<(), Failure> {
-    let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-    let v6 = addresses.iter().any(|a| a.addr().is_ipv6());
-    if v6 {
-        sides.inside(|| enable_ipv6(ifname))??;
-    }
-    let gateway = |family: Family| {
-        let of_family = |gateway: &IpAddr| Family::of(*gateway) == family;
-        result.ips.iter().filter_map(|ip| ip.gateway).find(of_family)
-    };
+/// The gateway of a family: that of its first address that has one.
+fn gateway_of(result: &AddResult, family: Family) -> Option<IpAddr> {
+    let of_family = |gateway: &IpAddr| Family::of(*gateway) == family;
+    result.ips.iter().filter_map(|ip| ip.gateway).find(of_family)
+}
+
+/// The result's routes as the kernel is to be asked for them, each once.
+fn routes_of(result: &AddResult) -> Vec<(&Route, PodRoute)> {
     let mut seen = BTreeSet::new();
     let mut routes = Vec::with_capacity(result.routes.len());
     for route in &result.routes {
         let number = |value: i64| u32::try_from(value).unwrap_or(0);
-        let via = route.gw.or_else(|| gateway(Family::of_net(route.dst)));
+        let via = route.gw.or_else(|| gateway_of(result, Family::of_net(route.dst)));
         // Two ways to say the same route are one route.
         if !seen.insert((route.dst.trunc(), via, route.priority, route.table)) {
             continue;
@@ -372,6 +361,24 @@ fn configure(
             },
         ));
     }
+    routes
+}
+
+/// Addresses, up and routes of the container's link.
+fn configure(
+    sides: &Sides,
+    pod: &mut Rtnl,
+    config: &BridgeConfig,
+    ifname: LinkName,
+    link: &ObservedLink,
+    result: &AddResult,
+) -> Result<(), Failure> {
+    let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
+    let v6 = addresses.iter().any(|a| a.addr().is_ipv6());
+    if v6 {
+        sides.inside(|| enable_ipv6(ifname))??;
+    }
+    let routes = routes_of(result);
     let asked: Vec<PodRoute> = routes.iter().map(|(_, route)| *route).collect();
     let explain = |PodError { step, error }: PodError| {
         let why = kernel_text(&error);
@@ -391,7 +398,7 @@ fn configure(
     };
     pod.configure_pod(link.index, &addresses, &asked, config.detection)
         .map_err(explain)?;
-    if config.detection && gateway(Family::V6).is_some() {
+    if config.detection && gateway_of(result, Family::V6).is_some() {
         let waited = pod.wait_detected(link.index, DETECTION_LIMIT).map_err(|e| {
             Failure::internal(format!(
                 "failed to settle addresses for {:?}: {}",
@@ -434,12 +441,14 @@ fn describe(route: &Route, asked: &PodRoute, ifname: LinkName) -> String {
     )
 }
 
-/// Duplicate address detection of the container's link; to be called in its namespace.
-fn set_detection(config: &Config, ifname: LinkName) {
+/// Duplicate address detection of the container's link, and no routers but the bridge; to be called in its namespace.
+fn set_detection(config: &BridgeConfig, ifname: LinkName) {
     // Without IPv6 in the kernel these do not exist, which is no hindrance.
-    if config.ipam.is_empty() {
+    if config.ipam == Ipam::None {
         return;
     }
+    // Another container's advertisements are no router's: one of them would take over all that its neighbours send by IPv6.
+    let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_ra"), "0");
     if config.detection {
         let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/enhanced_dad"), "1");
         let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "1");
@@ -460,7 +469,7 @@ fn enable_ipv6(ifname: LinkName) -> Result<(), Failure> {
                 ))
             })?,
             Err(e) => {
-                let _ = writeln!(std::io::stderr(), "cannot read sysctl {name}: {e}");
+                say(&format!("cannot read sysctl {name}: {e}"));
             }
         }
     }
@@ -472,3 +481,6 @@ fn enable_ipv6(ifname: LinkName) -> Result<(), Failure> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,24 +7,28 @@ use ipnet::IpNet;
 use kernel::rtnl::Rtnl;
 use kernel::rtnl::link::ObservedLink;
 
-use crate::bridge::config::Config;
-use crate::bridge::{HOST_LOCAL, link_name};
+use crate::bridge::config::{BridgeConfig, Ipam};
 use crate::call::{Call, Verb};
 use crate::delegate;
 use crate::failure::Failure;
 use crate::host_local;
+use crate::links::link_name;
 use crate::netns::{self, Sides, kernel_text};
 use crate::result::{AddResult, Interface, Route};
 
 /// Compares an attachment with the result in its configuration.
+///
+/// # Errors
+///
+/// The first thing that is not as the result says.
 pub fn check(call: &Call) -> Result<(), Failure> {
-    let config = Config::load(call)?;
+    let config = BridgeConfig::load(call)?;
     let pod = netns::open(&call.env.netns)?.ok_or_else(|| netns::missing(&call.env.netns))?;
-    match config.ipam.as_str() {
+    match &config.ipam {
         // COMPAT: Go's plugin looks for an IPAM plugin without a name; a link without addresses needs none.
-        "" => {}
-        HOST_LOCAL => host_local::check(call)?,
-        other => drop(delegate::run(other, Verb::Check, &call.stdin, &call.env)?),
+        Ipam::None => {}
+        Ipam::HostLocal => host_local::check(call)?,
+        Ipam::Plugin(other) => drop(delegate::run(other, Verb::Check, &call.stdin, &call.env)?),
     }
     let Some(previous) = call.fields().get("prevResult") else {
         return Err(Failure::internal("Required prevResult missing"));
@@ -108,7 +112,7 @@ fn other_mac(recorded: &Interface, link: &ObservedLink) -> Option<String> {
 fn check_bridge(
     host: &mut Rtnl,
     recorded: Option<&Interface>,
-    config: &Config,
+    config: &BridgeConfig,
 ) -> Result<ObservedLink, Failure> {
     let name = config.bridge;
     let Some(recorded) = recorded else {
@@ -156,6 +160,11 @@ fn check_addresses(
     let have = pod
         .addresses(link.index)
         .map_err(|e| Failure::internal(kernel_text(&e)))?;
+    let have: Vec<IpNet> = have.iter().map(|a| a.address).collect();
+    compare_addresses(&have, name, result)
+}
+
+fn compare_addresses(have: &[IpNet], name: &str, result: &AddResult) -> Result<(), Failure> {
     let own = |interface: Option<i64>| {
         let index = interface.and_then(|i| usize::try_from(i).ok());
         index
@@ -163,7 +172,7 @@ fn check_addresses(
             .is_none_or(|i| i.name == name)
     };
     for ip in result.ips.iter().filter(|ip| own(ip.interface)) {
-        if !have.iter().any(|a| a.address == ip.address) {
+        if !have.contains(&ip.address) {
             return Err(Failure::internal(format!(
                 "Failed to match addr {} on interface {name}",
                 ip.address
@@ -175,33 +184,160 @@ fn check_addresses(
 
 fn check_routes(pod: &mut Rtnl, link: &ObservedLink, result: &AddResult) -> Result<(), Failure> {
     for family in Family::BOTH {
-        let wanted: Vec<&Route> = result
-            .routes
-            .iter()
-            .filter(|route| {
-                Family::of_net(route.dst) == family && route.table.is_none_or(|t| t == 0 || t == 254)
-            })
-            .collect();
+        let wanted = main_routes(result, family);
         if wanted.is_empty() {
             continue;
         }
         let have = pod
             .routes(family, Some(link.index))
             .map_err(|e| Failure::internal(kernel_text(&e)))?;
-        let of_family = |gateway: &IpAddr| Family::of(*gateway) == family;
-        let default = result.ips.iter().filter_map(|ip| ip.gateway).find(of_family);
-        for route in wanted {
-            let gateway = route.gw.or(default);
-            let there =
-                |destination: IpNet, via: Option<IpAddr>| destination == route.dst.trunc() && via == gateway;
-            if !have.iter().any(|r| there(r.destination, r.gateway)) {
-                let via = gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
-                return Err(Failure::internal(format!(
-                    "Expected Route {}{via} is not in the routing table",
-                    route.dst
-                )));
-            }
+        let have: Vec<(IpNet, Option<IpAddr>)> = have.iter().map(|r| (r.destination, r.gateway)).collect();
+        compare_routes(&have, &wanted)?;
+    }
+    Ok(())
+}
+
+/// A family's routes of a result that are in the main table, with the gateways they go by.
+fn main_routes(result: &AddResult, family: Family) -> Vec<(IpNet, Option<IpAddr>)> {
+    let of_family = |gateway: &IpAddr| Family::of(*gateway) == family;
+    let default = result.ips.iter().filter_map(|ip| ip.gateway).find(of_family);
+    let is_main = |route: &&Route| {
+        Family::of_net(route.dst) == family && route.table.is_none_or(|t| t == 0 || t == 254)
+    };
+    let wanted = result.routes.iter().filter(is_main);
+    wanted.map(|route| (route.dst, route.gw.or(default))).collect()
+}
+
+fn compare_routes(
+    have: &[(IpNet, Option<IpAddr>)],
+    wanted: &[(IpNet, Option<IpAddr>)],
+) -> Result<(), Failure> {
+    for (dst, gateway) in wanted {
+        if !have.contains(&(dst.trunc(), *gateway)) {
+            let via = gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+            return Err(Failure::internal(format!(
+                "Expected Route {dst}{via} is not in the routing table"
+            )));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::result::IpConfig;
+    use fabric::object::{LinkName, Mac};
+
+    fn result() -> AddResult {
+        let interface = |name: &str| Interface {
+            name: name.into(),
+            ..Interface::default()
+        };
+        let ip = |interface, address: &str, gateway: &str| IpConfig {
+            interface,
+            address: address.parse().unwrap(),
+            gateway: gateway.parse().ok(),
+        };
+        let route = |dst: &str, gw: &str, table| Route {
+            table,
+            ..Route::to(dst.parse().unwrap(), gw.parse().ok())
+        };
+        AddResult {
+            interfaces: vec![interface("cni0"), interface("eth0")],
+            ips: vec![
+                ip(Some(1), "10.244.7.2/24", "10.244.7.1"),
+                ip(None, "fd00::2/64", "fd00::1"),
+                ip(Some(0), "10.244.7.1/24", ""),
+                ip(Some(9), "10.9.0.2/24", ""),
+            ],
+            routes: vec![
+                route("10.244.9.9/16", "", None),
+                route("192.0.2.0/24", "10.244.7.9", Some(254)),
+                route("198.51.100.0/24", "", Some(7)),
+                route("203.0.113.0/24", "", Some(0)),
+                route("fd00::/48", "", None),
+            ],
+            ..AddResult::default()
+        }
+    }
+
+    #[test]
+    fn addresses_when_the_interfaces_own_are_all_there_are_in_order() {
+        let nets = |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|t| t.parse().unwrap()).collect() };
+        let all = nets(&["fd00::2/64", "10.9.0.2/24", "10.244.7.2/24"]);
+        assert_eq!(compare_addresses(&all, "eth0", &result()), Ok(()));
+        let failure = compare_addresses(&all[..2], "eth0", &result()).unwrap_err();
+        assert_eq!(
+            failure.msg,
+            "Failed to match addr 10.244.7.2/24 on interface eth0"
+        );
+        assert!(compare_addresses(&all[..1], "eth0", &result()).is_err());
+        assert!(
+            compare_addresses(
+                &nets(&["10.244.7.2/16", "fd00::2/64", "10.9.0.2/24"]),
+                "eth0",
+                &result()
+            )
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn routes_when_of_the_main_table_are_compared_by_destination_and_gateway() {
+        let text = |routes: &[(IpNet, Option<IpAddr>)]| -> Vec<String> {
+            routes
+                .iter()
+                .map(|(dst, gw)| format!("{dst} {}", gw.unwrap()))
+                .collect()
+        };
+        let v4 = main_routes(&result(), Family::V4);
+        assert_eq!(
+            text(&v4),
+            [
+                "10.244.9.9/16 10.244.7.1",
+                "192.0.2.0/24 10.244.7.9",
+                "203.0.113.0/24 10.244.7.1"
+            ]
+        );
+        assert_eq!(text(&main_routes(&result(), Family::V6)), ["fd00::/48 fd00::1"]);
+        let have: Vec<(IpNet, Option<IpAddr>)> = v4.iter().map(|(dst, gw)| (dst.trunc(), *gw)).collect();
+        assert_eq!(compare_routes(&have, &v4), Ok(()));
+        let failure = compare_routes(&have[..1], &v4).unwrap_err();
+        assert_eq!(
+            failure.msg,
+            "Expected Route 192.0.2.0/24 via 10.244.7.9 is not in the routing table"
+        );
+        let without = compare_routes(&have, &[(have[0].0, None)]).unwrap_err();
+        assert_eq!(
+            without.msg,
+            "Expected Route 10.244.0.0/16 is not in the routing table"
+        );
+    }
+
+    #[test]
+    fn hardware_address_when_another_than_recorded_is_told() {
+        let link = ObservedLink {
+            index: 2,
+            name: LinkName::new("eth0").unwrap(),
+            kind: "veth".into(),
+            mac: Some(Mac([2, 0, 0, 0, 0, 0xa])),
+            mtu: 1450,
+            flags: 0,
+            master: None,
+            lower: None,
+            made_of: None,
+            other_names: Vec::new(),
+        };
+        let other = |mac: &str| {
+            let recorded = Interface {
+                mac: mac.into(),
+                ..Interface::default()
+            };
+            other_mac(&recorded, &link)
+        };
+        assert_eq!((other(""), other("02:00:00:00:00:0A")), (None, None));
+        assert_eq!(other("02:00:00:00:00:0b").as_deref(), Some("02:00:00:00:00:0a"));
+    }
 }

@@ -5,9 +5,11 @@ use serde_json::Value;
 use fabric::object::{LinkName, Mac};
 
 use crate::args;
+use crate::bridge::masquerade::MasqueradeBackend;
 use crate::call::Call;
 use crate::failure::{Code, Failure};
-use crate::json::{FieldError, Object, parse_mac};
+use crate::host_local::HOST_LOCAL;
+use crate::json::{FieldError, JsonObject};
 use crate::result::Dns;
 
 /// Keys of the configuration that mean something to Go's bridge plugin.
@@ -41,9 +43,30 @@ pub const KEYS: &[&str] = &[
     "portIsolation",
 ];
 
+/// Where a container's addresses come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ipam {
+    /// Nowhere: a link without addresses.
+    None,
+    /// host-local, in this process.
+    HostLocal,
+    /// Another plugin, as a process of its own.
+    Plugin(String),
+}
+
+impl Ipam {
+    fn read(name: &str) -> Ipam {
+        match name {
+            "" => Ipam::None,
+            HOST_LOCAL => Ipam::HostLocal,
+            other => Ipam::Plugin(other.to_owned()),
+        }
+    }
+}
+
 /// A read configuration.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct BridgeConfig {
     /// The bridge.
     pub bridge: LinkName,
     /// The bridge gets the gateway's address.
@@ -54,8 +77,8 @@ pub struct Config {
     pub force_address: bool,
     /// Packets of the container that leave its network are masqueraded.
     pub ip_masq: bool,
-    /// `iptables` or `nftables`; `None` chooses.
-    pub masq_backend: Option<String>,
+    /// By which program; `None` chooses.
+    pub masq_backend: Option<MasqueradeBackend>,
     /// Bytes; 0 leaves it to the kernel.
     pub mtu: u32,
     /// Packets may return by the port they came from.
@@ -70,17 +93,21 @@ pub struct Config {
     pub isolated: bool,
     /// Hardware address of the container's link, as text.
     pub mac: Option<String>,
-    /// IPAM plugin; empty for a link without addresses.
-    pub ipam: String,
+    /// Where addresses come from.
+    pub ipam: Ipam,
     /// DNS settings that go before the IPAM plugin's.
     pub dns: Dns,
     /// Keys that ask for what this build leaves to Go's plugin.
     pub unsupported: Vec<&'static str>,
 }
 
-impl Config {
+impl BridgeConfig {
     /// Reads the configuration of a call.
-    pub fn load(call: &Call) -> Result<Config, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// A field of the wrong type, or of a value that contradicts another.
+    pub fn load(call: &Call) -> Result<BridgeConfig, Failure> {
         let mut config =
             read(&call.fields()).map_err(|e| Failure::internal(format!("failed to load netconf: {e}")))?;
         if let Some(vlan) = call
@@ -101,6 +128,10 @@ impl Config {
     }
 
     /// Refuses what this build does not do and what contradicts itself.
+    ///
+    /// # Errors
+    ///
+    /// The first of these, naming key and value.
     pub fn check(&self) -> Result<(), Failure> {
         if let Some(key) = self.unsupported.first() {
             return Err(Failure::new(
@@ -110,7 +141,14 @@ impl Config {
                 ),
             ));
         }
-        if !self.ipam.is_empty() && self.leave_down {
+        if self.bridge.as_str().contains('%') {
+            // It would make bridge after bridge, none of them found by this name.
+            return Err(Failure::internal(format!(
+                "bridge is {:?}: expected a link name without %, for which the kernel puts a number",
+                self.bridge.as_str()
+            )));
+        }
+        if self.ipam != Ipam::None && self.leave_down {
             return Err(Failure::internal(
                 "cannot use IPAM when DisableContainerInterface flag is set",
             ));
@@ -124,9 +162,13 @@ impl Config {
     }
 
     /// The hardware address asked for.
+    ///
+    /// # Errors
+    ///
+    /// A text that is no address of six bytes.
     pub fn mac(&self) -> Result<Option<Mac>, Failure> {
         let Some(text) = &self.mac else { return Ok(None) };
-        match parse_mac(text) {
+        match Mac::parse(text) {
             Some(mac) => Ok(Some(mac)),
             None => Err(Failure::internal(format!(
                 "failed to make veth pair: address {text}: invalid MAC address"
@@ -135,7 +177,7 @@ impl Config {
     }
 }
 
-fn read(top: &Object<'_>) -> Result<Config, FieldError> {
+fn read(top: &JsonObject<'_>) -> Result<BridgeConfig, FieldError> {
     let bridge = top.string("bridge")?.unwrap_or("cni0");
     let bridge = LinkName::new(bridge).ok_or_else(|| {
         top.wrong_text(
@@ -147,7 +189,7 @@ fn read(top: &Object<'_>) -> Result<Config, FieldError> {
     let mtu = top.whole("mtu")?.unwrap_or(0).max(0);
     let mtu = u32::try_from(mtu)
         .map_err(|_| top.wrong("mtu", &Value::from(mtu), "a number of bytes below 4294967296"))?;
-    let asked = |object: &Object<'_>| -> Result<Option<String>, FieldError> {
+    let asked = |object: &JsonObject<'_>| -> Result<Option<String>, FieldError> {
         Ok(object
             .string("mac")?
             .filter(|mac| !mac.is_empty())
@@ -164,13 +206,13 @@ fn read(top: &Object<'_>) -> Result<Config, FieldError> {
     ] {
         unsupported.extend(set.then_some(key));
     }
-    Ok(Config {
+    Ok(BridgeConfig {
         bridge,
         is_gateway: top.flag("isGateway")? || is_default_gateway,
         is_default_gateway,
         force_address: top.flag("forceAddress")?,
         ip_masq: top.flag("ipMasq")?,
-        masq_backend: top.string("ipMasqBackend")?.map(str::to_owned),
+        masq_backend: top.string("ipMasqBackend")?.map(MasqueradeBackend::read),
         mtu,
         hairpin: top.flag("hairpinMode")?,
         promisc: top.flag("promiscMode")?,
@@ -178,7 +220,7 @@ fn read(top: &Object<'_>) -> Result<Config, FieldError> {
         leave_down: top.flag("disableContainerInterface")?,
         isolated: top.flag("portIsolation")?,
         mac: runtime.or(network_args),
-        ipam: top.object("ipam")?.string("type")?.unwrap_or_default().to_owned(),
+        ipam: Ipam::read(top.object("ipam")?.string("type")?.unwrap_or_default()),
         dns: Dns::parse(&top.object("dns")?)?,
         unsupported,
     })
@@ -189,7 +231,7 @@ mod tests {
     use super::*;
     use crate::call::Environment;
 
-    fn load(args: &str, rest: &str) -> Result<Config, String> {
+    fn load(args: &str, rest: &str) -> Result<BridgeConfig, String> {
         let env = Environment {
             command: "ADD".into(),
             args: args.into(),
@@ -197,7 +239,7 @@ mod tests {
         };
         let stdin = format!(r#"{{"name":"n","cniVersion":"1.0.0"{rest}}}"#);
         let call = Call::check(env, stdin.into_bytes()).unwrap();
-        Config::load(&call).map_err(|f| f.msg)
+        BridgeConfig::load(&call).map_err(|f| f.msg)
     }
 
     #[test]
@@ -205,8 +247,8 @@ mod tests {
         let config = load("", r#","isDefaultGateway":true,"mtu":1450,"hairpinMode":true"#).unwrap();
         assert!(config.is_gateway && config.hairpin && !config.ip_masq);
         assert_eq!(
-            (config.bridge.as_str(), config.mtu, config.ipam.as_str()),
-            ("cni0", 1450, "")
+            (config.bridge.as_str(), config.mtu, &config.ipam),
+            ("cni0", 1450, &Ipam::None)
         );
         assert_eq!(load("", "").unwrap().check(), Ok(()));
     }
@@ -256,6 +298,75 @@ mod tests {
                 .unwrap()
                 .check(),
             Ok(())
+        );
+    }
+
+    #[test]
+    fn config_when_it_contradicts_itself_is_refused_and_otherwise_not() {
+        let check = |rest: &str| load("", rest).unwrap().check().map_err(|f| f.msg);
+        let ipam = r#","ipam":{"type":"host-local"}"#;
+        let down = r#","disableContainerInterface":true"#;
+        assert_eq!((check(ipam), check(down)), (Ok(()), Ok(())));
+        assert_eq!(
+            check(&format!("{ipam}{down}")),
+            Err("cannot use IPAM when DisableContainerInterface flag is set".into())
+        );
+        assert_eq!(
+            (check(r#","hairpinMode":true"#), check(r#","promiscMode":true"#)),
+            (Ok(()), Ok(()))
+        );
+        assert!(
+            check(r#","bridge":"br%d""#)
+                .unwrap_err()
+                .starts_with("bridge is \"br%d\"")
+        );
+        for key in [r#""vlanTrunk":[{"id":1}]"#, r#""macspoofchk":true"#] {
+            assert!(
+                check(&format!(",{key}"))
+                    .unwrap_err()
+                    .contains("no VLAN or MAC filtering"),
+                "{key}"
+            );
+        }
+    }
+
+    #[test]
+    fn config_when_every_key_is_given_is_read_as_it_stands() {
+        let config = load(
+            "MAC=02:00:00:00:00:01",
+            r#","bridge":"br0","isGateway":true,"forceAddress":true,"ipMasq":true,"ipMasqBackend":"nftables","mtu":-5,"enabledad":true,
+               "portIsolation":true,"ipam":{"type":"dhcp"},"dns":{"domain":"d"}"#,
+        )
+        .unwrap();
+        assert!(config.is_gateway && !config.is_default_gateway && config.force_address && config.ip_masq);
+        assert!(config.detection && config.isolated && !config.leave_down);
+        assert_eq!(
+            (config.mtu, config.dns.domain.as_str(), &config.ipam),
+            (0, "d", &Ipam::Plugin("dhcp".into()))
+        );
+        assert_eq!(config.masq_backend, Some(MasqueradeBackend::Nftables));
+        assert_eq!(config.mac(), Ok(Mac::parse("02:00:00:00:00:01")));
+        assert_eq!(load("", "").unwrap().mac(), Ok(None));
+        assert!(
+            load("", r#","mtu":4294967296"#)
+                .unwrap_err()
+                .contains("a number of bytes below 4294967296")
+        );
+        assert_eq!(
+            load("", r#","vlan":4095"#).unwrap_err(),
+            "invalid VLAN ID 4095 (must be between 0 and 4094)"
+        );
+        assert!(load("", r#","vlan":4094"#).is_ok() && load("", r#","vlan":-1"#).is_err());
+        assert_eq!(
+            load("", r#","runtimeConfig":{"mac":""},"args":{"cni":{"mac":"a"}}"#)
+                .unwrap()
+                .mac
+                .as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            load("", r#","ipam":{"type":"host-local"}"#).unwrap().ipam,
+            Ipam::HostLocal
         );
     }
 }

@@ -7,16 +7,38 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sha2::{Digest, Sha512};
 
 use crate::call::Call;
+use crate::digest::sha512;
 use crate::failure::Failure;
-use crate::host_local::store::Owner;
-use crate::netfilter::{self, list, restore, run, save};
+use crate::netfilter::{Firewall, FirewallError};
+use crate::owner::Owner;
 
 /// Longest comment nft takes, in bytes.
 const NFT_COMMENT: usize = 128;
 const NFT_TABLE: &str = "cni_plugins_masquerade";
+
+/// The program that masquerades.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MasqueradeBackend {
+    /// iptables.
+    Iptables,
+    /// nft.
+    Nftables,
+    /// Refused by an ADD; a DEL looks for what any has left.
+    Unknown(String),
+}
+
+impl MasqueradeBackend {
+    /// Reads its name.
+    pub fn read(name: &str) -> MasqueradeBackend {
+        match name {
+            "iptables" => MasqueradeBackend::Iptables,
+            "nftables" => MasqueradeBackend::Nftables,
+            other => MasqueradeBackend::Unknown(other.to_owned()),
+        }
+    }
+}
 
 /// Whose packets, and by which program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,24 +49,27 @@ pub struct Masquerade {
     pub container: String,
     /// The container's interface; iptables rules do not tell.
     pub ifname: String,
-    /// `iptables`, `nftables`, or whichever works.
-    pub backend: Option<String>,
+    /// By which program; `None` is whichever works.
+    pub backend: Option<MasqueradeBackend>,
 }
 
 impl Masquerade {
     /// The masquerading of a call's attachment.
-    pub fn of(call: &Call, backend: Option<&str>) -> Masquerade {
+    pub fn of(call: &Call, backend: Option<MasqueradeBackend>) -> Masquerade {
         Masquerade {
             network: call.name.clone(),
             container: call.env.container_id.clone(),
             ifname: call.env.ifname.clone(),
-            backend: backend.map(str::to_owned),
+            backend,
         }
     }
 
     /// Name of the container's chain: 28 characters.
     pub fn chain(&self) -> String {
-        format!("CNI-{}", hash(&format!("{}{}", self.network, self.container), 24))
+        format!(
+            "CNI-{}",
+            sha512(&format!("{}{}", self.network, self.container), 24)
+        )
     }
 
     /// Comment of iptables rules, as it stands between quotes.
@@ -56,8 +81,8 @@ impl Masquerade {
     pub fn nft_key(&self) -> String {
         format!(
             "{}-{}",
-            hash(&self.network, 16),
-            hash(&format!("{}:{}", self.ifname, self.container), 16)
+            sha512(&self.network, 16),
+            sha512(&format!("{}:{}", self.ifname, self.container), 16)
         )
     }
 
@@ -77,46 +102,46 @@ impl Masquerade {
     }
 }
 
-/// The first characters of a text's SHA-512 in hexadecimal.
-pub fn hash(text: &str, length: usize) -> String {
-    let digest = Sha512::digest(text.as_bytes());
-    digest
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 0xf])
-        .map(|n| char::from_digit(n.into(), 16).unwrap_or('0'))
-        .take(length)
-        .collect()
-}
-
 /// Adds the rules for these addresses; those that are there stay as they are.
+///
+/// # Errors
+///
+/// The firewall program's words; code 11 when it, or the lock, took too long.
 pub fn setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), Failure> {
-    let _lock = netfilter::lock();
-    match masquerade.backend.as_deref() {
-        Some("iptables") => iptables_setup(masquerade, addresses).map_err(Failure::internal),
-        Some("nftables") => nft_setup(masquerade, addresses).map_err(Failure::internal),
-        Some(other) => Err(Failure::internal(format!("unknown ipmasq backend {other:?}"))),
-        None => iptables_setup(masquerade, addresses).or_else(|first| {
+    let firewall = Firewall::begin()?;
+    let done = match &masquerade.backend {
+        Some(MasqueradeBackend::Iptables) => iptables_setup(&firewall, masquerade, addresses),
+        Some(MasqueradeBackend::Nftables) => nft_setup(&firewall, masquerade, addresses),
+        Some(MasqueradeBackend::Unknown(other)) => {
+            return Err(Failure::internal(format!("unknown ipmasq backend {other:?}")));
+        }
+        None => iptables_setup(&firewall, masquerade, addresses).or_else(|first| {
             // Only where nothing but nftables works; otherwise the first reason is the one to know.
-            nft_setup(masquerade, addresses).map_err(|_| Failure::internal(first))
+            nft_setup(&firewall, masquerade, addresses).map_err(|_| first)
         }),
-    }
+    };
+    Ok(done?)
 }
 
 /// Removes the rules for these addresses, and the chain when no other attachment of the container uses it. Without addresses
 /// every rule of the container in this network goes but for those of `others`: addresses of its other attachments there.
+///
+/// # Errors
+///
+/// As [`setup`].
 pub fn teardown(masquerade: &Masquerade, addresses: &[IpNet], others: &[IpAddr]) -> Result<(), Failure> {
-    let _lock = netfilter::lock();
-    let nft_first = masquerade.backend.as_deref() == Some("nftables");
+    let mut firewall = Firewall::begin()?;
+    firewall.begin_undoing();
+    let nft_first = masquerade.backend == Some(MasqueradeBackend::Nftables);
     // The attachment may be of another version or configuration than this call.
     if nft_first {
-        nft_teardown(masquerade).map_err(Failure::internal)?;
-        return iptables_teardown(masquerade, addresses, others)
-            .map(drop)
-            .map_err(Failure::internal);
+        nft_teardown(&firewall, masquerade)?;
+        iptables_teardown(&firewall, masquerade, addresses, others)?;
+        return Ok(());
     }
-    let found = iptables_teardown(masquerade, addresses, others).map_err(Failure::internal)?;
+    let found = iptables_teardown(&firewall, masquerade, addresses, others)?;
     if !found {
-        nft_teardown(masquerade).map_err(Failure::internal)?;
+        nft_teardown(&firewall, masquerade)?;
     }
     Ok(())
 }
@@ -144,14 +169,19 @@ fn host_of(address: IpNet) -> String {
     format!("{}/{}", address.addr(), address.max_prefix_len())
 }
 
-fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), String> {
+fn of_family(addresses: &[IpNet], v6: bool) -> Vec<IpNet> {
+    let of_it = addresses.iter().filter(|a| a.addr().is_ipv6() == v6);
+    of_it.copied().collect()
+}
+
+fn iptables_setup(
+    firewall: &Firewall,
+    masquerade: &Masquerade,
+    addresses: &[IpNet],
+) -> Result<(), FirewallError> {
     let chain = masquerade.chain();
     for v6 in [false, true] {
-        let of_family: Vec<IpNet> = addresses
-            .iter()
-            .copied()
-            .filter(|a| a.addr().is_ipv6() == v6)
-            .collect();
+        let of_family = of_family(addresses, v6);
         let mut wanted: Vec<String> = Vec::new();
         for rule in of_family.iter().flat_map(|address| rules(masquerade, *address)) {
             if !wanted.contains(&rule) {
@@ -163,13 +193,20 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
         }
         let mut lines = vec![format!("-N {chain}")];
         lines.extend(wanted.iter().cloned());
-        let refused = match restore(v6, &lines) {
+        let refused = match firewall.restore(v6, &lines) {
             Ok(Some(_)) => continue,
-            Ok(None) => return Err("failed to locate iptables: executable file not in $PATH".to_owned()),
+            Ok(None) => {
+                return Err(FirewallError::lasting(
+                    "failed to locate iptables: executable file not in $PATH",
+                ));
+            }
             Err(e) => e,
         };
         // The chain is there: another attachment of the container, or an ADD that was cut off.
-        let Some(present) = list(v6, &[&chain, "POSTROUTING"]).map_err(|_| refused.clone())? else {
+        let Some(present) = firewall
+            .list(v6, &[&chain, "POSTROUTING"])
+            .map_err(|_| refused.clone())?
+        else {
             return Err(refused);
         };
         let mut lines: Vec<String> = wanted
@@ -183,7 +220,7 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
             lines.insert(0, format!("-N {chain}"));
         }
         if !lines.is_empty() {
-            restore(v6, &lines)?;
+            firewall.restore(v6, &lines)?;
         }
     }
     Ok(())
@@ -191,17 +228,14 @@ fn iptables_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), St
 
 /// Removes what iptables holds; true when there was something.
 fn iptables_teardown(
+    firewall: &Firewall,
     masquerade: &Masquerade,
     addresses: &[IpNet],
     others: &[IpAddr],
-) -> Result<bool, String> {
+) -> Result<bool, FirewallError> {
     let mut found = false;
     for v6 in [false, true] {
-        let of_family: Vec<IpNet> = addresses
-            .iter()
-            .copied()
-            .filter(|a| a.addr().is_ipv6() == v6)
-            .collect();
+        let of_family = of_family(addresses, v6);
         if of_family.is_empty() && !addresses.is_empty() {
             continue;
         }
@@ -213,7 +247,7 @@ fn iptables_teardown(
             });
             let mut lines: Vec<String> = jumps.collect();
             lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
-            match restore(v6, &lines) {
+            match firewall.restore(v6, &lines) {
                 Ok(Some(_)) => {
                     found = true;
                     continue;
@@ -223,12 +257,12 @@ fn iptables_teardown(
                 Err(_) => {}
             }
         }
-        let Some(present) = list(v6, &[&chain, "POSTROUTING"])? else {
+        let Some(present) = firewall.list(v6, &[&chain, "POSTROUTING"])? else {
             continue;
         };
         let lines = leftovers(&present, &chain, &of_family, others);
         if !lines.is_empty() {
-            restore(v6, &lines)?;
+            firewall.restore(v6, &lines)?;
             found = true;
         }
     }
@@ -273,22 +307,17 @@ fn leftovers(present: &str, chain: &str, addresses: &[IpNet], keep: &[IpAddr]) -
 
 /// Removes the masquerading of attachments of a network that are not listed. iptables rules do not tell interfaces apart: those of
 /// a container stay as long as any of its attachments does.
+///
+/// # Errors
+///
+/// As [`setup`].
 pub fn sweep(network: &str, valid: &[Owner]) -> Result<(), Failure> {
-    let _lock = netfilter::lock();
+    let firewall = Firewall::begin()?;
     for v6 in [false, true] {
-        let Some(present) = save(v6).map_err(Failure::internal)? else {
+        let Some(present) = firewall.save(v6)? else {
             continue;
         };
-        let name = format!("\"name: \\\"{network}\\\" id: \\\"");
-        let id = |line: &str| -> Option<String> {
-            let (_, rest) = line.split_once(&name)?;
-            Some(rest.split_once("\\\"\"")?.0.to_owned())
-        };
-        let mut gone: Vec<String> = present.lines().filter_map(id).collect();
-        gone.retain(|id| !valid.iter().any(|owner| owner.container == *id));
-        gone.sort_unstable();
-        gone.dedup();
-        for container in gone {
+        for container in unlisted(&present, network, valid) {
             let ours = Masquerade {
                 network: network.to_owned(),
                 container,
@@ -297,14 +326,38 @@ pub fn sweep(network: &str, valid: &[Owner]) -> Result<(), Failure> {
             };
             let lines = leftovers(&present, &ours.chain(), &[], &[]);
             if !lines.is_empty() {
-                restore(v6, &lines).map_err(Failure::internal)?;
+                firewall.restore(v6, &lines)?;
             }
         }
     }
-    nft_sweep(network, valid).map_err(Failure::internal)
+    Ok(nft_sweep(&firewall, network, valid)?)
 }
 
-fn nft_sweep(network: &str, valid: &[Owner]) -> Result<(), String> {
+/// Containers of a network that rules in a nat table are of and that are not listed.
+fn unlisted(present: &str, network: &str, valid: &[Owner]) -> Vec<String> {
+    let name = format!("\"name: \\\"{network}\\\" id: \\\"");
+    let id = |line: &str| -> Option<String> {
+        let (_, rest) = line.split_once(&name)?;
+        Some(rest.split_once("\\\"\"")?.0.to_owned())
+    };
+    let mut gone: Vec<String> = present.lines().filter_map(id).collect();
+    gone.retain(|id| !valid.iter().any(|owner| owner.container == *id));
+    gone.sort_unstable();
+    gone.dedup();
+    gone
+}
+
+fn nft_sweep(firewall: &Firewall, network: &str, valid: &[Owner]) -> Result<(), FirewallError> {
+    let lines = deletions(&stale(nft_rules(firewall)?, network, valid));
+    if lines.is_empty() {
+        Ok(())
+    } else {
+        firewall.run("nft", &["-f", "-"], &lines).map(drop)
+    }
+}
+
+/// Handles of a network's rules whose attachments are not listed.
+fn stale(rules: Vec<(String, String)>, network: &str, valid: &[Owner]) -> Vec<String> {
     let keep: Vec<String> = valid
         .iter()
         .map(|owner| {
@@ -318,47 +371,62 @@ fn nft_sweep(network: &str, valid: &[Owner]) -> Result<(), String> {
             .nft_key()
         })
         .collect();
-    let ours = format!("comment \"{}-", hash(network, 16));
-    let stale = nft_rules()?.into_iter().filter(|(rule, _)| {
+    let ours = format!("comment \"{}-", sha512(network, 16));
+    let stale = rules.into_iter().filter(|(rule, _)| {
         rule.contains(&ours) && !keep.iter().any(|key| rule.contains(&format!("comment \"{key}")))
     });
-    let lines: String = stale
-        .map(|(_, handle)| format!("delete rule inet {NFT_TABLE} masq_checks handle {handle}\n"))
-        .collect();
-    if lines.is_empty() {
-        Ok(())
-    } else {
-        run("nft", &["-f", "-"], &lines).map(drop)
-    }
+    stale.map(|(_, handle)| handle).collect()
+}
+
+/// Deletions of rules by their handles.
+fn deletions(handles: &[String]) -> String {
+    let line = |handle: &String| format!("delete rule inet {NFT_TABLE} masq_checks handle {handle}\n");
+    handles.iter().map(line).collect()
 }
 
 /// Handles of the attachment's rules in nft's table.
-fn nft_handles(masquerade: &Masquerade) -> Result<Vec<String>, String> {
+fn nft_handles(firewall: &Firewall, masquerade: &Masquerade) -> Result<Vec<String>, FirewallError> {
     let key = format!("comment \"{}", masquerade.nft_key());
-    let ours = nft_rules()?.into_iter().filter(|(rule, _)| rule.contains(&key));
+    let ours = nft_rules(firewall)?
+        .into_iter()
+        .filter(|(rule, _)| rule.contains(&key));
     Ok(ours.map(|(_, handle)| handle).collect())
 }
 
 /// Every rule of nft's chain with its handle.
-fn nft_rules() -> Result<Vec<(String, String)>, String> {
-    let listed = match run(
+fn nft_rules(firewall: &Firewall) -> Result<Vec<(String, String)>, FirewallError> {
+    let listed = match firewall.run(
         "nft",
         &["-a", "list", "chain", "inet", NFT_TABLE, "masq_checks"],
         "",
     ) {
         Ok(listed) => listed.unwrap_or_default(),
         // No such table: nobody has used it yet.
-        Err(e) if e.contains("No such file or directory") => String::new(),
+        Err(e) if e.says("No such file or directory") => String::new(),
         Err(e) => return Err(e),
     };
-    let rules = listed.lines().filter_map(|line| line.rsplit_once("# handle "));
-    Ok(rules
-        .map(|(rule, handle)| (rule.to_owned(), handle.trim().to_owned()))
-        .collect())
+    Ok(rules_in(&listed))
 }
 
-fn nft_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), String> {
-    let stale = nft_handles(masquerade)?;
+fn rules_in(listed: &str) -> Vec<(String, String)> {
+    let rules = listed.lines().filter_map(|line| line.rsplit_once("# handle "));
+    rules
+        .map(|(rule, handle)| (rule.to_owned(), handle.trim().to_owned()))
+        .collect()
+}
+
+fn nft_setup(firewall: &Firewall, masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), FirewallError> {
+    let text = nft_text(masquerade, addresses, &nft_handles(firewall, masquerade)?);
+    match firewall.run("nft", &["-f", "-"], &text)? {
+        Some(_) => Ok(()),
+        None => Err(FirewallError::lasting(
+            "could not find nftables binary: executable file not in $PATH",
+        )),
+    }
+}
+
+/// The transaction that puts the rules for these addresses in the place of the attachment's former ones.
+fn nft_text(masquerade: &Masquerade, addresses: &[IpNet], stale: &[String]) -> String {
     let mut text = format!(
         "add table inet {NFT_TABLE} {{ comment \"Masquerading for plugins from github.com/containernetworking/plugins\"; }}\n\
          add chain inet {NFT_TABLE} masq_checks {{ comment \"Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet\"; }}\n\
@@ -368,11 +436,7 @@ fn nft_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), String>
          add rule inet {NFT_TABLE} postrouting ip6 daddr == ff00::/8 return\n\
          add rule inet {NFT_TABLE} postrouting goto masq_checks\n"
     );
-    for handle in stale {
-        text.push_str(&format!(
-            "delete rule inet {NFT_TABLE} masq_checks handle {handle}\n"
-        ));
-    }
+    text.push_str(&deletions(stale));
     for address in addresses {
         let ip = if address.addr().is_ipv4() { "ip" } else { "ip6" };
         text.push_str(&format!(
@@ -382,92 +446,16 @@ fn nft_setup(masquerade: &Masquerade, addresses: &[IpNet]) -> Result<(), String>
             masquerade.nft_comment()
         ));
     }
-    match run("nft", &["-f", "-"], &text)? {
-        Some(_) => Ok(()),
-        None => Err("could not find nftables binary: executable file not in $PATH".to_owned()),
-    }
+    text
 }
 
-fn nft_teardown(masquerade: &Masquerade) -> Result<(), String> {
-    let handles = nft_handles(masquerade)?;
+fn nft_teardown(firewall: &Firewall, masquerade: &Masquerade) -> Result<(), FirewallError> {
+    let handles = nft_handles(firewall, masquerade)?;
     if handles.is_empty() {
         return Ok(());
     }
-    let lines = handles
-        .iter()
-        .map(|handle| format!("delete rule inet {NFT_TABLE} masq_checks handle {handle}\n"));
-    run("nft", &["-f", "-"], &lines.collect::<String>()).map(drop)
+    firewall.run("nft", &["-f", "-"], &deletions(&handles)).map(drop)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn masquerade() -> Masquerade {
-        Masquerade {
-            network: "cbr0".into(),
-            container: "c1".into(),
-            ifname: "eth0".into(),
-            backend: None,
-        }
-    }
-
-    #[test]
-    fn names_when_made_are_gos() {
-        assert_eq!(masquerade().chain(), "CNI-68f1f1eeb62cad3d0bdd579c");
-        let golden = Masquerade {
-            container: "c0ffee0123456789".into(),
-            ..masquerade()
-        };
-        assert_eq!(golden.chain(), "CNI-2221f4dc78971479c8f12d4e");
-        assert_eq!(
-            golden.nft_comment(),
-            "cb6e746fae1a4d6c-d4583dafd1439c34, net: cbr0, if: eth0, id: c0ffee0123456789"
-        );
-        let long = Masquerade {
-            container: "x".repeat(200),
-            ..masquerade()
-        };
-        assert_eq!(long.nft_comment().len(), 128);
-        assert_eq!(
-            rules(&masquerade(), "10.244.7.2/24".parse().unwrap()),
-            [
-                r#"-A CNI-68f1f1eeb62cad3d0bdd579c -d 10.244.7.0/24 -m comment --comment "name: \"cbr0\" id: \"c1\"" -j ACCEPT"#,
-                r#"-A CNI-68f1f1eeb62cad3d0bdd579c ! -d 224.0.0.0/4 -m comment --comment "name: \"cbr0\" id: \"c1\"" -j MASQUERADE"#,
-                r#"-A POSTROUTING -s 10.244.7.2/32 -m comment --comment "name: \"cbr0\" id: \"c1\"" -j CNI-68f1f1eeb62cad3d0bdd579c"#,
-            ]
-        );
-    }
-
-    #[test]
-    fn leftovers_when_another_attachment_uses_the_chain_spare_it() {
-        let nets: Vec<IpNet> = ["10.244.7.2/24", "10.244.7.3/24"]
-            .map(|t| t.parse().unwrap())
-            .to_vec();
-        let m = masquerade();
-        let chain = m.chain();
-        let mut table = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n:{chain} - [0:0]\n");
-        for net in &nets {
-            table.push_str(&rules(&m, *net).join("\n"));
-            table.push('\n');
-        }
-        table.push_str("-A POSTROUTING -s 10.244.7.2/32 -j CNI-other\n");
-        let jump = |i: usize| rules(&m, nets[i])[2].replacen("-A", "-D", 1);
-        assert_eq!(leftovers(&table, &chain, &nets[..1], &[]), [jump(0)]);
-        let gone = [format!("-F {chain}"), format!("-X {chain}")];
-        assert_eq!(
-            leftovers(&table, &chain, &nets, &[]),
-            [&[jump(0), jump(1)][..], &gone[..]].concat()
-        );
-        assert_eq!(
-            leftovers(&table, &chain, &[], &[]),
-            leftovers(&table, &chain, &nets, &[])
-        );
-        assert_eq!(leftovers("*nat\n", &chain, &nets, &[]), Vec::<String>::new());
-        // Nothing is known of this attachment any more, but the other one lives.
-        assert_eq!(leftovers(&table, &chain, &[], &[nets[1].addr()]), [jump(0)]);
-        // What an old version or a cut off ADD left.
-        let old = format!(":{chain} - [0:0]\n-A POSTROUTING -s 10.244.7.0/24 -j {chain}\n");
-        assert_eq!(leftovers(&old, &chain, &nets[..1], &[]).len(), 3);
-    }
-}
+mod tests;

@@ -3,13 +3,13 @@
 //! A definition that is right for a pod's only network asks for the default gateway; used for a pod's second interface it takes
 //! the traffic away from the first. IPv4 prefers the route made last, IPv6 uses both.
 
-use std::io::Write;
 use std::net::IpAddr;
 
 use fabric::object::Family;
 use kernel::rtnl::{ObservedRoute, Rtnl};
 
 use crate::call::Call;
+use crate::notice::say;
 
 /// Index of the first link of a namespace behind `lo`: a link with it has none before it.
 const FIRST_LINK: u32 = 2;
@@ -39,9 +39,8 @@ pub fn warn(pod: &mut Rtnl, call: &Call, ours: u32) {
         IpAddr::V4(_) => format!("{ifname} is used from now on"),
         IpAddr::V6(_) => "both are used from now on".to_owned(),
     };
-    let _ = writeln!(
-        std::io::stderr(),
+    say(&format!(
         "{ifname}: isDefaultGateway of network {network:?} makes a default route where there is one by {other}: {whither}. \
          Leave isDefaultGateway out of a network that is attached beside another, or have Multus choose by \"default-route\"."
-    );
+    ));
 }

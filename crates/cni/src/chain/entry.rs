@@ -2,14 +2,29 @@
 
 use serde_json::{Map, Value};
 
+use fabric::go_json::equal_fold;
+
 use crate::call::{Call, Verb};
-use crate::chain::{Chain, del_has_result};
-use crate::delegate;
+use crate::companions::{self, Companion};
+use crate::delegate::{self, exec_is_forced};
 use crate::failure::Failure;
-use crate::flannel;
-use crate::json::{self, FieldError, Object};
-use crate::plugin::Plugin;
-use crate::{bandwidth, portmap, version};
+use crate::json::{self, FieldError, JsonObject};
+use crate::offer::Offer;
+use crate::version;
+
+/// The plugin that has the list, which cannot stand in it.
+const FLANNEL: &str = "flannel";
+
+/// What all plugins of a chain are told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// Network name.
+    pub name: String,
+    /// Version of the configuration.
+    pub version: String,
+    /// Capability arguments, of all plugins together.
+    pub arguments: Map<String, Value>,
+}
 
 /// A plugin's configuration as it stands in the list.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,9 +38,13 @@ pub struct Entry {
 
 impl Entry {
     /// Reads an item of the list.
-    pub fn read(item: &Object<'_>) -> Result<Entry, FieldError> {
+    ///
+    /// # Errors
+    ///
+    /// A type that is missing or flannel's, or a capability that is neither true nor false.
+    pub fn read(item: &JsonObject<'_>) -> Result<Entry, FieldError> {
         let kind = item.string("type")?.unwrap_or_default();
-        if kind.is_empty() || kind == Plugin::Flannel.name() {
+        if kind.is_empty() || kind == FLANNEL {
             let expected = "the name of a plugin that can run after flannel";
             return Err(item.wrong("type", &Value::from(kind), expected));
         }
@@ -59,27 +78,39 @@ impl Entry {
     }
 
     /// ADD; the result is in the version of the configuration.
-    pub fn add(&self, call: &Call, chain: &Chain, result: &Value) -> Result<String, Failure> {
-        let made = self.call(call, Verb::Add, chain, Some(result), &[]);
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
+    pub fn add(&self, call: &Call, head: &Head, result: &Value) -> Result<String, Failure> {
+        let made = self.call(call, Verb::Add, head, Some(result), &[]);
         match self.native(call) {
             Some(plugin) => run_here(plugin, &made),
             None => {
-                let (result, _) = delegate::add(&self.kind, &made.stdin, &chain.version, &made.env)?;
+                let (result, _) = delegate::add(&self.kind, &made.stdin, &head.version, &made.env)?;
                 result.print(&made.version)
             }
         }
     }
 
     /// DEL; none of what is to be removed being there is fine.
-    pub fn del(&self, call: &Call, chain: &Chain, result: Option<&Value>) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
+    pub fn del(&self, call: &Call, head: &Head, result: Option<&Value>) -> Result<(), Failure> {
         // In this process there is no harm in knowing more than older versions of the protocol tell.
-        let told = self.native(call).is_some() || del_has_result(&chain.version);
-        self.verb(call, Verb::Del, chain, result.filter(|_| told), &[])
+        let told = self.native(call).is_some() || del_has_result(&head.version);
+        self.verb(call, Verb::Del, head, result.filter(|_| told), &[])
     }
 
     /// STATUS.
-    pub fn status(&self, call: &Call, chain: &Chain) -> Result<(), Failure> {
-        let made = self.call(call, Verb::Status, chain, None, &[]);
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
+    pub fn status(&self, call: &Call, head: &Head) -> Result<(), Failure> {
+        let made = self.call(call, Verb::Status, head, None, &[]);
         match self.native(call) {
             Some(plugin) => run_here(plugin, &made).map(drop),
             None => delegate::status(&self.kind, &made.stdin, &made.env),
@@ -87,15 +118,19 @@ impl Entry {
     }
 
     /// A verb without an answer.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
     pub fn verb(
         &self,
         call: &Call,
         verb: Verb,
-        chain: &Chain,
+        head: &Head,
         result: Option<&Value>,
         more: &[(&str, Value)],
     ) -> Result<(), Failure> {
-        let made = self.call(call, verb, chain, result, more);
+        let made = self.call(call, verb, head, result, more);
         match self.native(call) {
             Some(plugin) => run_here(plugin, &made).map(drop),
             None => delegate::run(&self.kind, verb, &made.stdin, &made.env).map(drop),
@@ -107,7 +142,7 @@ impl Entry {
         &self,
         call: &Call,
         verb: Verb,
-        chain: &Chain,
+        head: &Head,
         result: Option<&Value>,
         more: &[(&str, Value)],
     ) -> Call {
@@ -115,13 +150,13 @@ impl Entry {
         let mut put = |name: &str, value: Value| {
             config.insert(name.to_owned(), value);
         };
-        put("name", Value::from(chain.name.as_str()));
-        put("cniVersion", Value::from(chain.version.as_str()));
+        put("name", Value::from(head.name.as_str()));
+        put("cniVersion", Value::from(head.version.as_str()));
         if let Some(result) = result {
             put("prevResult", result.clone());
         }
         if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {
-            let given = chain.arguments.iter();
+            let given = head.arguments.iter();
             let given = given.filter(|(name, _)| self.capabilities.contains(name));
             let given: Map<String, Value> =
                 given.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -137,25 +172,26 @@ impl Entry {
     }
 
     /// The plugin in this process, when there is one that knows every key or none else is to be had.
-    fn native(&self, call: &Call) -> Option<Plugin> {
-        let (plugin, keys) = match self.kind.as_str() {
-            "portmap" => (Plugin::Portmap, portmap::config::KEYS),
-            "bandwidth" => (Plugin::Bandwidth, bandwidth::KEYS),
-            _ => return None,
-        };
-        if flannel::exec_is_forced(call) {
+    fn native(&self, call: &Call) -> Option<&'static Offer> {
+        let Companion { offer, keys, .. } = companions::named(&self.kind)?;
+        if exec_is_forced(call) {
             return None;
         }
-        let known = |name: &String| keys.iter().any(|key| key.eq_ignore_ascii_case(name));
+        let known = |name: &String| keys.iter().any(|key| equal_fold(key, name));
         let fits = self.config.keys().all(known) || delegate::find(&self.kind, &call.env.path).is_err();
-        fits.then_some(plugin)
+        fits.then_some(offer)
     }
 }
 
-fn run_here(plugin: Plugin, call: &Call) -> Result<String, Failure> {
+fn run_here(offer: &Offer, call: &Call) -> Result<String, Failure> {
     // A DEL has nothing to undo for a version that no ADD takes.
     if call.verb != Verb::Del {
-        version::check_supported(&call.version, plugin.versions())?;
+        version::check_supported(&call.version, offer.versions)?;
     }
-    plugin.run(call)
+    offer.run(call)
+}
+
+/// A DEL of this version of a configuration brings a previous result.
+fn del_has_result(config_version: &str) -> bool {
+    version::parse(config_version).is_ok_and(|have| have >= (0, 4, 0))
 }

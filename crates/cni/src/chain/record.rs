@@ -1,23 +1,19 @@
 //! A chain as it is read and as it is kept from its ADD to its DEL.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::entry::{Entry, Head};
 use crate::call::Call;
-use crate::chain::entry::Entry;
 use crate::failure::{Code, Failure};
-use crate::json::{self, FieldError, Object};
+use crate::json::{self, FieldError, JsonObject};
 
 /// The plugins after flannel and what they are told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chain {
-    /// Network name.
-    pub name: String,
-    /// Version of the configuration.
-    pub version: String,
+    /// What each of them is told.
+    pub head: Head,
     /// The plugins in order.
     pub entries: Vec<Entry>,
-    /// Capability arguments, of all plugins together.
-    pub arguments: Map<String, Value>,
     /// Result of the last plugin that has run.
     pub result: Option<Value>,
 }
@@ -28,6 +24,10 @@ const ARGUMENTS: &str = "runtimeConfig";
 
 impl Chain {
     /// Reads a call's configuration; `None` when it has no chain.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is wrong, by its place in the list.
     pub fn of(call: &Call) -> Result<Option<Chain>, Failure> {
         let fields = call.fields();
         let read = || -> Result<Option<Chain>, FieldError> {
@@ -36,10 +36,12 @@ impl Chain {
                 return Ok(None);
             }
             Ok(Some(Chain {
-                name: call.name.clone(),
-                version: call.version.clone(),
+                head: Head {
+                    name: call.name.clone(),
+                    version: call.version.clone(),
+                    arguments: fields.object(ARGUMENTS)?.map().cloned().unwrap_or_default(),
+                },
                 entries,
-                arguments: fields.object(ARGUMENTS)?.map().cloned().unwrap_or_default(),
                 result: None,
             }))
         };
@@ -49,13 +51,15 @@ impl Chain {
     /// Reads a saved chain, with a later result than its own if there is one; `None` when it is broken.
     pub fn read(bytes: &[u8], result: Option<&[u8]>) -> Option<Chain> {
         let value = json::parse(bytes).ok()?;
-        let fields = Object::of(&value).ok()?;
+        let fields = JsonObject::of(&value).ok()?;
         let text = |name: &str| Some(fields.string(name).ok()?.unwrap_or_default().to_owned());
         Some(Chain {
-            name: text("name")?,
-            version: text("cniVersion")?,
+            head: Head {
+                name: text("name")?,
+                version: text("cniVersion")?,
+                arguments: fields.object(ARGUMENTS).ok()?.map().cloned().unwrap_or_default(),
+            },
             entries: entries(&fields).ok().filter(|entries| !entries.is_empty())?,
-            arguments: fields.object(ARGUMENTS).ok()?.map().cloned().unwrap_or_default(),
             result: result
                 .and_then(|bytes| json::parse(bytes).ok())
                 .or_else(|| fields.get("result").cloned()),
@@ -66,10 +70,10 @@ impl Chain {
     pub fn to_text(&self) -> String {
         let entries = self.entries.iter().map(|e| Value::Object(e.config.clone()));
         let mut value = serde_json::json!({
-            "name": self.name,
-            "cniVersion": self.version,
+            "name": self.head.name,
+            "cniVersion": self.head.version,
             KEY: Value::Array(entries.collect()),
-            ARGUMENTS: self.arguments,
+            ARGUMENTS: self.head.arguments,
         });
         if let (Some(result), Some(map)) = (&self.result, value.as_object_mut()) {
             map.insert("result".to_owned(), result.clone());
@@ -80,15 +84,16 @@ impl Chain {
     /// Takes over the capability arguments that a call brings.
     pub fn take_arguments(&mut self, call: &Call) {
         let given = call.fields().object(ARGUMENTS).ok();
-        if let Some(given) = given.as_ref().and_then(Object::map) {
+        if let Some(given) = given.as_ref().and_then(JsonObject::map) {
             let given = given.iter().filter(|(_, value)| !value.is_null());
-            self.arguments
+            self.head
+                .arguments
                 .extend(given.map(|(name, value)| (name.clone(), value.clone())));
         }
     }
 }
 
-fn entries(fields: &Object<'_>) -> Result<Vec<Entry>, FieldError> {
+fn entries(fields: &JsonObject<'_>) -> Result<Vec<Entry>, FieldError> {
     let items = fields.objects(KEY)?;
     items.iter().map(Entry::read).collect()
 }

@@ -19,8 +19,12 @@ const QUESTION: &[u8] = b"GET /pods HTTP/1.1\r\nHost: flanneld\r\nConnection: cl
 
 /// Asks the daemon that writes this subnet file whether it has a network for pods; `None` when it does not say.
 pub fn ask(subnet_file: &str) -> Option<Pods> {
+    ask_within(LIMIT, subnet_file)
+}
+
+fn ask_within(limit: Duration, subnet_file: &str) -> Option<Pods> {
     let path = std::path::absolute(subnet_file).ok()?;
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit;
     let socket = connect(&socket_of(path.to_str()?))?;
     let mut rest = QUESTION;
     while !rest.is_empty() {
@@ -153,5 +157,60 @@ mod tests {
                 String::from_utf8_lossy(bytes)
             );
         }
+    }
+
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    /// Asks a daemon that answers in these pieces, and then hangs up or stays.
+    fn answered(pieces: &[&[u8]], limit: Duration, and_stays: bool) -> Option<Pods> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("subnet.env");
+        let listener = UnixListener::bind(folder.path().join("subnet.env.sock")).unwrap();
+        let (over, is_over) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let (mut socket, _) = listener.accept().unwrap();
+                let mut question = vec![0; QUESTION.len()];
+                socket.read_exact(&mut question).unwrap();
+                assert_eq!(question, QUESTION);
+                for piece in pieces {
+                    let _ = socket.write_all(piece);
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+                if and_stays {
+                    let _ = is_over.recv();
+                }
+            });
+            let said = ask_within(limit, file.to_str().unwrap());
+            drop(over);
+            said
+        })
+    }
+
+    /// Longer than any machine that is busy takes.
+    const AGES: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn daemon_when_it_answers_in_time_is_heard_however_the_answer_comes() {
+        let (head, body) = WHOLE.split_at(40);
+        let said = answered(&[head, body], AGES, true).unwrap();
+        assert_eq!(said.network, PodNetwork::None);
+        // One that takes more than the first buffer.
+        let reason = "x".repeat(10_000);
+        let json = format!(r#"{{"network":"member","reasons":["{reason}"]}}"#);
+        let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{json}", json.len());
+        let said = answered(&[text.as_bytes()], AGES, false).unwrap();
+        assert_eq!((said.network, said.reasons), (PodNetwork::Member, vec![reason]));
+    }
+
+    #[test]
+    fn daemon_when_it_says_nothing_too_much_or_is_not_there_has_not_answered() {
+        assert_eq!(answered(&[], LIMIT, true), None, "silent");
+        assert_eq!(answered(&[b"HTTP/1.1 200 OK\r\n"], AGES, false), None, "cut off");
+        assert_eq!(answered(&[b"HTTP/1.1 500 Oh\r\n\r\n"], AGES, true), None);
+        let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(200_000));
+        assert_eq!(answered(&[endless.as_bytes()], AGES, true), None);
+        assert_eq!(ask("/nonexistent/subnet.env"), None);
     }
 }

@@ -5,17 +5,21 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::del::{Way, read_saved, run_del, way};
 use super::netconf::{self, NetConf};
-use super::state::{self, Attachment, Saved, State};
-use super::{Way, read_saved, run_del, subnet_env, way};
+use super::subnet_env;
 use crate::bridge;
 use crate::call::{Call, Verb};
 use crate::chain::{self, Chain};
+use crate::companions;
 use crate::failure::Failure;
-use crate::gc::{all_of, forget_companions, valid_attachments};
-use crate::host_local;
-use crate::host_local::store::{Owner, Store};
-use crate::json::Object;
+use crate::gc::{all_of, valid_attachments};
+use crate::host_local::config::HostLocalConfig;
+use crate::host_local::store::Store;
+use crate::json::JsonObject;
+use crate::links;
+use crate::owner::{Holding, Owner};
+use crate::saved::{self, Attachment, Saved, SavedConfigs};
 
 /// An attachment with its configuration, read.
 struct Stale {
@@ -25,17 +29,21 @@ struct Stale {
 }
 
 /// GC: attachments of this network that are not listed are deleted as their DEL would.
+///
+/// # Errors
+///
+/// All that could not be removed, in one; the rest is.
 pub fn gc(call: &Call) -> Result<(), Failure> {
     let conf = NetConf::load(call).map_err(Failure::internal)?;
     let Some(mut valid) = valid_attachments(call)? else {
         return Ok(());
     };
     let (mut stale, mut config) = (Vec::new(), None);
-    for attachment in state::all(&conf.data_dir)? {
+    for attachment in saved::all(&conf.data_dir)? {
         let Some((kind, saved)) = read_saved(&attachment.text) else {
             continue;
         };
-        let name = Object::of(&saved)
+        let name = JsonObject::of(&saved)
             .ok()
             .and_then(|o| o.string("name").ok().flatten());
         if name != Some(&call.name) {
@@ -54,7 +62,7 @@ pub fn gc(call: &Call) -> Result<(), Failure> {
         }
         let ifname = attachment.ifname.as_deref().unwrap_or_default();
         let owner = Owner::new(&attachment.container, ifname);
-        if attachment.is_young() && bridge::has_host_end(&owner) {
+        if attachment.is_young() && links::has_host_end(&owner) {
             // Perhaps of an ADD that the caller did not know of yet when it made its list.
             valid.push(owner);
             continue;
@@ -68,11 +76,11 @@ pub fn gc(call: &Call) -> Result<(), Failure> {
     // Going on after an error, and reporting all of them.
     let mut failures = Vec::new();
     let mut held = Held::default();
-    let gone: Vec<(Owner, Vec<IpAddr>)> = stale
+    let gone: Vec<Holding> = stale
         .iter()
         .flat_map(|stale| held.of(call, stale, &valid))
         .collect();
-    failures.extend(forget_companions(&call.name, &gone, &valid).err());
+    failures.extend(companions::remove_of(&call.name, &gone, &valid).err());
     for stale in &stale {
         let interfaces = held.of(call, stale, &valid);
         failures.extend(collect(call, &conf, stale, interfaces).err());
@@ -105,9 +113,9 @@ struct Held(BTreeMap<String, BTreeMap<Owner, Vec<IpAddr>>>);
 impl Held {
     /// The attachment with its addresses. Go's file stands for every interface that its container has in the network; without a
     /// reservation there is none to be told.
-    fn of(&mut self, call: &Call, stale: &Stale, valid: &[Owner]) -> Vec<(Owner, Vec<IpAddr>)> {
+    fn of(&mut self, call: &Call, stale: &Stale, valid: &[Owner]) -> Vec<Holding> {
         let delegated = call.delegated(stale.config.clone(), Vec::new());
-        let all = host_local::config::Config::load(&delegated).ok().map(|ipam| {
+        let all = HostLocalConfig::load(&delegated).ok().map(|ipam| {
             self.0.entry(ipam.data_dir.clone()).or_insert_with(|| {
                 let store = Store::open(&ipam.data_dir, &ipam.network).ok().flatten();
                 store.and_then(|mut store| store.all().ok()).unwrap_or_default()
@@ -127,32 +135,27 @@ impl Held {
     }
 }
 
-fn collect(
-    call: &Call,
-    conf: &NetConf,
-    stale: &Stale,
-    interfaces: Vec<(Owner, Vec<IpAddr>)>,
-) -> Result<(), Failure> {
+fn collect(call: &Call, conf: &NetConf, stale: &Stale, interfaces: Vec<Holding>) -> Result<(), Failure> {
     let attachment = &stale.attachment;
     let mut gone = call.with_verb(Verb::Del);
     gone.env.container_id.clone_from(&attachment.container);
     // Its namespace is not known to us, and gone with the container.
     gone.env.netns = String::new();
     let ifname = attachment.ifname.as_deref().unwrap_or_default();
-    let state = State::open(&conf.data_dir, &attachment.container, ifname)?;
+    let configs = SavedConfigs::open(&conf.data_dir, &attachment.container, ifname)?;
     for (owner, _) in interfaces
         .into_iter()
         .filter(|(owner, _)| !owner.ifname.is_empty())
     {
         gone.env.ifname = owner.ifname;
         let chain = match attachment.ifname {
-            Some(_) => Chain::of_attachment(&gone, state.as_ref())?,
+            Some(_) => Chain::of_attachment(&gone, configs.as_ref())?,
             None => None,
         };
         let chained = chain.map_or(Ok(()), |chain| chain.del(&gone));
         chained.and(run_del(&gone, &stale.kind, &stale.config, &attachment.text))?;
     }
-    let Some(state) = state else {
+    let Some(configs) = configs else {
         return Ok(());
     };
     let bytes = attachment.text.clone();
@@ -160,5 +163,5 @@ fn collect(
         Some(_) => Saved::Own(bytes),
         None => Saved::Legacy(bytes),
     };
-    Ok(state.forget(&saved, false)?)
+    Ok(configs.remove(&saved, false)?)
 }

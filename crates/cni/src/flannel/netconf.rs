@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::flannel::subnet_env::PodNetwork;
-use crate::json::{self, FieldError, Object};
+use crate::flannel::subnet_env::PodSettings;
+use crate::json::{self, FieldError, JsonObject};
 use crate::ordered::Ordered;
 use crate::result::Route;
 
@@ -35,6 +35,10 @@ pub struct NetConf {
 
 impl NetConf {
     /// Reads the configuration of a call; the error is the text behind Go's prefixes.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is wrong.
     pub fn load(call: &Call) -> Result<NetConf, String> {
         let fields = call.fields();
         let read = || -> Result<NetConf, FieldError> {
@@ -71,6 +75,10 @@ pub struct Delegate {
 }
 
 /// Refuses what only flannel may set.
+///
+/// # Errors
+///
+/// The key that is set.
 pub fn check_delegate(conf: &NetConf) -> Result<(), Failure> {
     let Some(delegate) = &conf.delegate else {
         return Ok(());
@@ -91,7 +99,11 @@ pub fn check_delegate(conf: &NetConf) -> Result<(), Failure> {
 }
 
 /// Makes the delegate's configuration of flannel's and of what the node was given.
-pub fn build(conf: &NetConf, env: &PodNetwork) -> Result<Delegate, Failure> {
+///
+/// # Errors
+///
+/// Keys of the delegate that are flannel's to set, or routes that cannot be read.
+pub fn build(conf: &NetConf, env: &PodSettings) -> Result<Delegate, Failure> {
     check_delegate(conf)?;
     let mut delegate = conf.delegate.clone().unwrap_or_default();
     if let Some(runtime) = &conf.runtime_config {
@@ -124,7 +136,7 @@ pub fn build(conf: &NetConf, env: &PodNetwork) -> Result<Delegate, Failure> {
 }
 
 /// The delegate's `ipam`, and its routes as text: Go writes those from a struct, in the order of its fields.
-fn build_ipam(conf: &NetConf, env: &PodNetwork) -> Result<(Map<String, Value>, String), String> {
+fn build_ipam(conf: &NetConf, env: &PodSettings) -> Result<(Map<String, Value>, String), String> {
     let mut ipam = conf.ipam.clone();
     ipam.entry("type".to_owned())
         .or_insert_with(|| Value::from("host-local"));
@@ -150,10 +162,10 @@ fn build_ipam(conf: &NetConf, env: &PodNetwork) -> Result<(Map<String, Value>, S
 }
 
 fn given_routes(ipam: &Map<String, Value>) -> Result<Vec<Route>, String> {
-    let object = Object::at(ipam, "ipam");
+    let object = JsonObject::at(ipam, "ipam");
     let failed = |e: &dyn std::fmt::Display| format!("failed to parse ipam.routes: {e}");
     let routes = object.objects("routes").map_err(|e| failed(&e))?;
-    let read = |route: &Object<'_>| {
+    let read = |route: &JsonObject<'_>| {
         // COMPAT: the one mistake people make here has Go's words.
         match route.string("dst") {
             Ok(Some(text)) if fabric::go_json::parse_cidr(text).is_none() => {

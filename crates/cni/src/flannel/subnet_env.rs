@@ -1,6 +1,6 @@
 //! The file in which flanneld tells what the node was given, from the disk to [`fabric::subnet_env::read_strict`].
 
-pub use fabric::subnet_env::PodNetwork;
+pub use fabric::subnet_env::PodSettings;
 use fabric::subnet_env::read_strict;
 
 use crate::files;
@@ -9,13 +9,21 @@ use crate::files;
 const FILE_LIMIT: usize = 4 << 20;
 
 /// Reads the file; the error is the text users search for.
-pub fn load(path: &str) -> Result<PodNetwork, String> {
+///
+/// # Errors
+///
+/// The file cannot be read, or lacks keys: it names them.
+pub fn load(path: &str) -> Result<PodSettings, String> {
     let bytes = files::read(path, FILE_LIMIT).map_err(|e| e.to_string())?;
     parse(path, &bytes)
 }
 
 /// Reads the content of the file at `path`, which only the error names.
-pub fn parse(path: &str, bytes: &[u8]) -> Result<PodNetwork, String> {
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn parse(path: &str, bytes: &[u8]) -> Result<PodSettings, String> {
     read_strict(path, bytes).map_err(|e| e.to_string())
 }
 
@@ -27,7 +35,7 @@ mod tests {
     const V4: &str =
         "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
 
-    fn text(content: &str) -> Result<PodNetwork, String> {
+    fn text(content: &str) -> Result<PodSettings, String> {
         parse("/run/x", content.as_bytes())
     }
 

@@ -8,7 +8,7 @@ use crate::args;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::host_local::ranges::{RangeConfig, RangeSet};
-use crate::json::{FieldError, Object, parse_ip};
+use crate::json::{FieldError, JsonObject, parse_ip};
 use crate::result::Route;
 use crate::version;
 
@@ -17,7 +17,7 @@ pub const DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct HostLocalConfig {
     /// Network name, which names the folder of the reservations.
     pub network: String,
     /// Folder that holds one folder per network.
@@ -32,9 +32,39 @@ pub struct Config {
     pub requested: Vec<IpAddr>,
 }
 
-impl Config {
+impl HostLocalConfig {
+    /// Reads as much of a DEL's configuration as can be read: what an ADD refuses keeps nothing from being released.
+    ///
+    /// # Errors
+    ///
+    /// As [`HostLocalConfig::load`], where there is not even an `ipam`.
+    pub fn load_for_del(call: &Call) -> Result<HostLocalConfig, Failure> {
+        HostLocalConfig::load(call).or_else(|refused| {
+            let top = call.fields();
+            let ipam = top.object("ipam").ok().filter(|ipam| ipam.map().is_some());
+            let ipam = ipam.ok_or(refused)?;
+            let given = ipam
+                .string("dataDir")
+                .ok()
+                .flatten()
+                .filter(|dir| !dir.is_empty());
+            Ok(HostLocalConfig {
+                network: call.name.clone(),
+                data_dir: given.unwrap_or(DATA_DIR).to_owned(),
+                sets: Vec::new(),
+                routes: Vec::new(),
+                resolv_conf: String::new(),
+                requested: Vec::new(),
+            })
+        })
+    }
+
     /// Reads the configuration of a call.
-    pub fn load(call: &Call) -> Result<Config, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// The first field that is wrong, naming key and value.
+    pub fn load(call: &Call) -> Result<HostLocalConfig, Failure> {
         let read = |e: FieldError| Failure::internal(e.to_string());
         let top = call.fields();
         let ipam = top.object("ipam").map_err(read)?;
@@ -92,7 +122,7 @@ impl Config {
                 .map(|t| t.unwrap_or_default().to_owned())
                 .map_err(read)
         };
-        Ok(Config {
+        Ok(HostLocalConfig {
             network: call.name.clone(),
             data_dir: Some(text("dataDir")?)
                 .filter(|d| !d.is_empty())
@@ -136,7 +166,7 @@ fn check_sets(configs: &[Vec<RangeConfig>], version: &str) -> Result<Vec<RangeSe
     Ok(sets)
 }
 
-fn range_sets(object: &Object<'_>, name: &str) -> Result<Vec<Vec<RangeConfig>>, FieldError> {
+fn range_sets(object: &JsonObject<'_>, name: &str) -> Result<Vec<Vec<RangeConfig>>, FieldError> {
     let sets = object.list(name)?.iter().enumerate();
     sets.map(|(i, set)| {
         let place = format!("{name}[{i}]");
@@ -144,7 +174,7 @@ fn range_sets(object: &Object<'_>, name: &str) -> Result<Vec<Vec<RangeConfig>>, 
             .as_array()
             .ok_or_else(|| object.wrong(&place, set, "an array of ranges"))?;
         let ranges = ranges.iter().enumerate().map(|(j, range)| match range {
-            Value::Object(map) => range_config(&Object::at(map, &format!("{place}[{j}]"))),
+            Value::Object(map) => range_config(&JsonObject::at(map, &format!("{place}[{j}]"))),
             other => Err(object.wrong(&format!("{place}[{j}]"), other, "a range object")),
         });
         ranges.collect()
@@ -152,7 +182,7 @@ fn range_sets(object: &Object<'_>, name: &str) -> Result<Vec<Vec<RangeConfig>>, 
     .collect()
 }
 
-fn range_config(object: &Object<'_>) -> Result<RangeConfig, FieldError> {
+fn range_config(object: &JsonObject<'_>) -> Result<RangeConfig, FieldError> {
     Ok(RangeConfig {
         subnet: object.cidr("subnet")?,
         start: object.ip("rangeStart")?,
@@ -178,7 +208,7 @@ mod tests {
     use super::*;
     use crate::call::Environment;
 
-    fn load(version: &str, args: &str, rest: &str) -> Result<Config, String> {
+    fn load(version: &str, args: &str, rest: &str) -> Result<HostLocalConfig, String> {
         let stdin = format!(r#"{{"name":"n","cniVersion":"{version}"{rest}}}"#);
         let mut env = Environment {
             command: "ADD".into(),
@@ -186,7 +216,7 @@ mod tests {
         };
         env.args = args.to_owned();
         let call = Call::check(env, stdin.into_bytes()).map_err(|f| f.to_string())?;
-        Config::load(&call).map_err(|f| f.to_string())
+        HostLocalConfig::load(&call).map_err(|f| f.to_string())
     }
 
     #[test]
@@ -257,6 +287,79 @@ mod tests {
         assert_eq!(
             load("1.0.0", "MAC=x", ok).unwrap_err(),
             "ARGS: unknown args [\"MAC=x\"]"
+        );
+    }
+
+    #[test]
+    fn config_when_an_address_asked_for_is_none_is_refused_where_it_stands() {
+        let ok = r#","ipam":{"ranges":[[{"subnet":"10.0.0.0/24"}]]}"#;
+        let requested =
+            |args: &str, more: &str| load("1.0.0", args, &format!("{ok}{more}")).map(|c| c.requested);
+        assert_eq!(requested("IP=,", "").unwrap(), Vec::<IpAddr>::new());
+        assert_eq!(requested("IP=10.0.0.9,fd00::1", "").unwrap().len(), 2);
+        for more in [
+            r#","runtimeConfig":{"ips":[""]}"#,
+            r#","runtimeConfig":{"ips":[5]}"#,
+            r#","args":{"cni":{"ips":["x"]}}"#,
+        ] {
+            let error = requested("", more).unwrap_err();
+            assert!(
+                error.contains("ips[0] is ") && error.contains("an address, with or without a prefix length"),
+                "{error}"
+            );
+        }
+        assert!(requested("IP=10.0.0.1/33", "").is_err());
+    }
+
+    #[test]
+    fn config_when_two_sets_of_a_family_are_asked_of_an_old_version_is_refused_for_either_family() {
+        let sets = |version: &str, a: &str, b: &str| {
+            load(
+                version,
+                "",
+                &format!(r#","ipam":{{"ranges":[[{{"subnet":"{a}"}}],[{{"subnet":"{b}"}}]]}}"#),
+            )
+        };
+        assert!(sets("0.2.0", "10.0.0.0/24", "fd00::/64").is_ok());
+        for (a, b) in [("10.0.0.0/24", "10.1.0.0/24"), ("fd00::/64", "fd01::/64")] {
+            assert!(
+                sets("0.2.0", a, b)
+                    .unwrap_err()
+                    .contains("0.2.0 does not support more"),
+                "{a}"
+            );
+            assert!(sets("0.3.0", a, b).is_ok());
+        }
+        let apart = r#","ipam":{"ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.1.0.0/24"}],[{"subnet":"10.1.0.0/25"}]]}"#;
+        assert_eq!(
+            load("1.0.0", "", apart).unwrap_err(),
+            "range set 1 overlaps with 2"
+        );
+    }
+
+    #[test]
+    fn config_of_a_del_when_it_would_be_refused_is_its_folder() {
+        let call = |rest: &str| {
+            let stdin = format!(r#"{{"name":"n","cniVersion":"1.0.0"{rest}}}"#);
+            let env = Environment {
+                command: "DEL".into(),
+                ..Environment::default()
+            };
+            Call::check(env, stdin.into_bytes()).unwrap()
+        };
+        let del = |rest: &str| HostLocalConfig::load_for_del(&call(rest));
+        let config = del(r#","ipam":{"dataDir":"/d","ranges":5}"#).unwrap();
+        assert_eq!((config.network.as_str(), config.data_dir.as_str()), ("n", "/d"));
+        assert!(config.sets.is_empty());
+        assert_eq!(
+            del(r#","ipam":{"dataDir":"","ranges":5}"#).unwrap().data_dir,
+            DATA_DIR
+        );
+        assert_eq!(del("").unwrap_err().msg, "IPAM config missing 'ipam' key");
+        let whole = del(r#","ipam":{"dataDir":"/d","ranges":[[{"subnet":"10.0.0.0/24"}]],"resolvConf":"/r","routes":[{"dst":"10.0.0.0/8"}]}"#).unwrap();
+        assert_eq!(
+            (whole.sets.len(), whole.resolv_conf.as_str(), whole.routes.len()),
+            (1, "/r", 1)
         );
     }
 }

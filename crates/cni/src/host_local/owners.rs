@@ -16,9 +16,11 @@ use std::sync::OnceLock;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
+use fabric::digest::fnv1a;
+
 use crate::files;
-use crate::host_local::store::Owner;
 use crate::json::parse_ip;
+use crate::owner::Owner;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -31,11 +33,7 @@ pub fn sealed_date() -> i64 {
     static DATE: OnceLock<i64> = OnceLock::new();
     *DATE.get_or_init(|| {
         let id = files::read(BOOT_ID, 64).unwrap_or_default();
-        // FNV-1a; its upper bits are the better mixed.
-        let hash = id.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        0x4600_0000 | (hash >> 40).cast_signed()
+        0x4600_0000 | (fnv1a(&id) >> 40).cast_signed()
     })
 }
 
@@ -105,7 +103,7 @@ impl Owners {
     #[must_use]
     pub fn set(&mut self, owner: &Owner, held: &[IpAddr]) -> bool {
         if held.is_empty() {
-            self.forget(owner);
+            self.remove(owner);
             return true;
         }
         if !Owners::can_name(owner) || !self.make() {
@@ -123,7 +121,7 @@ impl Owners {
     }
 
     /// Removes the owner's note.
-    pub fn forget(&self, owner: &Owner) {
+    pub fn remove(&self, owner: &Owner) {
         if let Some(folder) = &self.folder
             && Owners::can_name(owner)
         {
@@ -193,4 +191,80 @@ fn name(owner: &Owner) -> String {
 
 fn target(held: &[IpAddr]) -> String {
     held.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn owner_when_its_name_would_be_no_file_name_is_not_noted() {
+        let can = |container: &str, ifname: &str| Owners::can_name(&Owner::new(container, ifname));
+        assert!(can("c1", "eth0") && can("c1", ""));
+        assert!(!can("", "eth0") && !can("a/b", "eth0") && !can("c1", "a:b") && !can("c1", "a\nb"));
+        assert!(can(&"x".repeat(250), "eth0") && !can(&"x".repeat(251), "eth0"));
+        assert!(can(&"x".repeat(253), "e") && !can(&"x".repeat(254), "e"));
+    }
+
+    #[test]
+    fn index_when_written_is_read_by_the_next_and_goes_with_its_last_entry() {
+        let room = tempfile::tempdir().unwrap();
+        let dir = room.path().to_str().unwrap();
+        let (one, two) = (Owner::new("c1", "eth0"), Owner::new("c2", "eth0"));
+        let mut owners = Owners::open(dir, "n");
+        assert!(!owners.is_there() && owners.get(&one).is_empty());
+        assert!(owners.set(&one, &[]) && owners.rebuild(&BTreeMap::new()));
+        assert!(!owners.is_there(), "nothing is made for nothing");
+        assert!(owners.set(&one, &[ip("10.0.0.2"), ip("fd00::2")]) && owners.is_there());
+        assert!(owners.set(&two, &[ip("10.0.0.3")]) && owners.set(&two, &[ip("10.0.0.4")]));
+        assert!(!owners.set(&Owner::new("a/b", "eth0"), &[ip("10.0.0.5")]));
+        let mut again = Owners::open(dir, "n");
+        assert!(again.is_there());
+        assert_eq!(again.get(&one), [ip("10.0.0.2"), ip("fd00::2")]);
+        assert_eq!(again.get(&two), [ip("10.0.0.4")]);
+        let wanted = BTreeMap::from([
+            (two.clone(), vec![ip("10.0.0.9")]),
+            (Owner::new("", "x"), vec![ip("10.0.0.8")]),
+        ]);
+        assert!(again.rebuild(&wanted));
+        assert_eq!((again.get(&one), again.get(&two)), (vec![], vec![ip("10.0.0.9")]));
+        // As it is, nothing is written.
+        assert!(again.rebuild(&wanted));
+        again.tidy();
+        assert!(again.is_there() && room.path().join(".owners/n").exists());
+        assert!(again.set(&two, &[]) && again.get(&two).is_empty());
+        again.tidy();
+        assert!(!again.is_there() && !room.path().join(".owners").exists());
+        again.tidy();
+    }
+
+    #[test]
+    fn folder_when_its_last_change_was_ours_is_sealed_until_the_next() {
+        let room = tempfile::tempdir().unwrap();
+        let folder = files::open_folder(room.path().to_str().unwrap()).unwrap();
+        assert!(!is_sealed(&folder));
+        seal(&folder);
+        assert!(is_sealed(&folder));
+        assert_eq!(sealed_date() >> 24, 0x46, "between March and October 2007");
+        // The same second, as a file system without parts of seconds would have it, and another one.
+        let set = |seconds, nanos| {
+            let at = Timespec {
+                tv_sec: seconds,
+                tv_nsec: nanos,
+            };
+            let times = Timestamps {
+                last_access: at,
+                last_modification: at,
+            };
+            rustix::fs::futimens(&folder, &times).unwrap();
+        };
+        set(sealed_date(), 5);
+        assert!(!is_sealed(&folder));
+        set(sealed_date() + 1, 0);
+        assert!(!is_sealed(&folder));
+    }
 }

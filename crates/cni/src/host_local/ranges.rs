@@ -33,6 +33,10 @@ pub struct Range {
 
 impl Range {
     /// Checks a range: gateway and first address default to network + 1, the last to the last but the IPv4 broadcast.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in Go's words where Go has some.
     pub fn check(config: &RangeConfig) -> Result<Range, String> {
         let Some(subnet) = config.subnet else {
             return Err("IP <nil> not v4 nor v6".to_owned());
@@ -52,24 +56,33 @@ impl Range {
         }
         let first = number(subnet.network()) + 1;
         let last = number(subnet.broadcast()) - u128::from(subnet.addr().is_ipv4());
-        let inside = |ip: IpAddr, from: u128| {
-            same_family(ip, subnet.addr()) && subnet.contains(&ip) && number(ip) >= from
-        };
-        let start = match config.start {
-            // COMPAT: a start behind the end is reported as the start being outside.
-            Some(ip) if !inside(ip, 0) || config.end.is_some_and(|end| number(end) < number(ip)) => {
-                return Err(format!("RangeStart {ip} not in network {subnet}"));
+        let inside = |ip: IpAddr| same_family(ip, subnet.addr()) && subnet.contains(&ip);
+        for (key, given) in [("RangeStart", config.start), ("RangeEnd", config.end)] {
+            if let Some(ip) = given.filter(|ip| !inside(*ip)) {
+                return Err(format!("{key} {ip} not in network {subnet}"));
             }
-            Some(ip) => ip,
-            None => address(first, subnet.addr()),
-        };
-        let end = match config.end {
-            Some(ip) if !inside(ip, number(start)) => {
-                return Err(format!("RangeEnd {ip} not in network {subnet}"));
+        }
+        let start = config.start.unwrap_or_else(|| address(first, subnet.addr()));
+        let end = config.end.unwrap_or_else(|| address(last, subnet.addr()));
+        if number(start) > number(end) {
+            let of = |given: Option<IpAddr>| if given.is_some() { "" } else { ", the default" };
+            return Err(format!(
+                "rangeStart {start}{} comes after rangeEnd {end}{} in network {subnet}",
+                of(config.start),
+                of(config.end)
+            ));
+        }
+        // COMPAT: any other address may be the gateway's, also one outside.
+        if let (Some(gateway @ IpAddr::V4(_)), IpAddr::V4(_)) = (config.gateway, subnet.addr()) {
+            for (is_it, what) in [
+                (gateway == subnet.network(), "network"),
+                (gateway == subnet.broadcast(), "broadcast"),
+            ] {
+                if is_it {
+                    return Err(format!("gateway {gateway} is the {what} address of {subnet}"));
+                }
             }
-            Some(ip) => ip,
-            None => address(last, subnet.addr()),
-        };
+        }
         let gateway = config.gateway.unwrap_or_else(|| address(first, subnet.addr()));
         Ok(Range {
             subnet,
@@ -104,6 +117,10 @@ pub struct RangeSet(Vec<Range>);
 
 impl RangeSet {
     /// Checks a set: not empty, one family, no overlaps.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in Go's words where Go has some.
     pub fn check(configs: &[RangeConfig]) -> Result<RangeSet, String> {
         let mut ranges: Vec<Range> = Vec::with_capacity(configs.len());
         for config in configs {
@@ -124,7 +141,14 @@ impl RangeSet {
         if ranges.is_empty() {
             return Err("empty range set".to_owned());
         }
-        Ok(RangeSet(ranges))
+        let set = RangeSet(ranges);
+        match set.ranges() {
+            [only] if set.size() == 0 => Err(format!(
+                "range {only} of {} holds no address but the gateway {}",
+                only.subnet, only.gateway
+            )),
+            _ => Ok(set),
+        }
     }
 
     /// The set's addresses are IPv4.
@@ -295,7 +319,28 @@ mod tests {
         );
         assert_eq!(
             refused(&range("10.0.0.0/24", "10.0.0.9", "10.0.0.8", "")),
-            "RangeStart 10.0.0.9 not in network 10.0.0.0/24"
+            "rangeStart 10.0.0.9 comes after rangeEnd 10.0.0.8 in network 10.0.0.0/24"
+        );
+        // Walked from there, a range would have no end.
+        assert_eq!(
+            refused(&range("10.0.0.0/24", "10.0.0.255", "", "")),
+            "rangeStart 10.0.0.255 comes after rangeEnd 10.0.0.254, the default in network 10.0.0.0/24"
+        );
+        assert_eq!(
+            refused(&range("10.0.0.0/24", "", "10.0.0.0", "")),
+            "rangeStart 10.0.0.1, the default comes after rangeEnd 10.0.0.0 in network 10.0.0.0/24"
+        );
+        assert_eq!(
+            refused(&range("10.0.0.0/24", "", "", "10.0.0.0")),
+            "gateway 10.0.0.0 is the network address of 10.0.0.0/24"
+        );
+        assert_eq!(
+            refused(&range("10.0.0.0/24", "", "", "10.0.0.255")),
+            "gateway 10.0.0.255 is the broadcast address of 10.0.0.0/24"
+        );
+        assert_eq!(
+            refused(&range("10.0.0.0/24", "10.0.0.7", "10.0.0.7", "10.0.0.7")),
+            "range 10.0.0.7-10.0.0.7 of 10.0.0.0/24 holds no address but the gateway 10.0.0.7"
         );
         assert_eq!(
             refused(&range("10.0.0.0/24", "", "10.0.1.8", "")),
@@ -319,6 +364,31 @@ mod tests {
     }
 
     #[test]
+    fn range_when_go_takes_it_and_it_works_is_taken() {
+        for ranges in [
+            // One address, the whole network with its ends, a gateway elsewhere, and IPv6's first address for one.
+            vec![range("10.0.0.0/24", "10.0.0.9", "10.0.0.9", "")],
+            vec![range("10.0.0.0/24", "10.0.0.0", "10.0.0.255", "")],
+            vec![range("10.0.0.0/24", "", "", "10.9.9.9")],
+            vec![range("fd00::/64", "", "", "fd00::")],
+            // A range of the gateway alone beside another.
+            vec![
+                range("10.0.0.0/24", "10.0.0.7", "10.0.0.7", "10.0.0.7"),
+                range("10.0.0.0/24", "10.0.0.20", "10.0.0.29", "10.0.0.7"),
+            ],
+            vec![range("10.0.0.0/30", "", "", "")],
+        ] {
+            let set = RangeSet::check(&ranges).unwrap();
+            assert!(
+                set.candidates(None)
+                    .take(300)
+                    .all(|(ip, range)| range.contains(ip))
+            );
+            assert!(set.candidates(None).next().is_some(), "{set}");
+        }
+    }
+
+    #[test]
     fn candidates_when_walked_go_once_around_without_gateways() {
         let small = set(&["10.64.0.0/29"]);
         assert_eq!(
@@ -336,8 +406,63 @@ mod tests {
         assert_eq!(take(&two, "10.0.0.2", 99), ["10.1.0.2", "10.0.0.2"]);
         let v6 = set(&["fd00::/64"]);
         assert_eq!(take(&v6, "", 2), ["fd00::2", "fd00::3"]);
-        let only_gateway =
-            RangeSet::check(&[range("10.0.0.0/24", "10.0.0.7", "10.0.0.7", "10.0.0.7")]).unwrap();
-        assert_eq!(take(&only_gateway, "", 9), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ranges_when_they_share_an_address_overlap_whichever_holds_the_other() {
+        let of = |start: &str, end: &str| Range::check(&range("10.0.0.0/24", start, end, "")).unwrap();
+        let one = of("10.0.0.10", "10.0.0.20");
+        for (start, end, overlaps) in [
+            ("10.0.0.15", "10.0.0.25", true),
+            ("10.0.0.5", "10.0.0.15", true),
+            ("10.0.0.12", "10.0.0.14", true),
+            ("10.0.0.5", "10.0.0.30", true),
+            ("10.0.0.20", "10.0.0.30", true),
+            ("10.0.0.21", "10.0.0.30", false),
+            ("10.0.0.2", "10.0.0.9", false),
+        ] {
+            let other = of(start, end);
+            assert_eq!(
+                (one.overlaps(&other), other.overlaps(&one)),
+                (overlaps, overlaps),
+                "{other}"
+            );
+        }
+        let v6 = Range::check(&range("::a00:0/120", "", "", "")).unwrap();
+        assert!(!one.overlaps(&v6) && !v6.contains("10.0.0.12".parse().unwrap()));
+        assert!(set(&["10.0.0.0/24", "10.1.0.0/24"]).overlaps(&set(&["10.2.0.0/24", "10.1.0.0/25"])));
+        assert!(!set(&["10.0.0.0/24"]).overlaps(&set(&["10.2.0.0/24"])));
+    }
+
+    #[test]
+    fn set_when_measured_counts_what_is_handed_out() {
+        assert_eq!(set(&["10.0.0.0/24"]).size(), 253);
+        assert_eq!(set(&["10.0.0.0/30", "10.1.0.0/30"]).size(), 2);
+        let elsewhere = RangeSet::check(&[range("10.0.0.0/24", "10.0.0.20", "10.0.0.29", "")]).unwrap();
+        assert_eq!(elsewhere.size(), 10);
+        assert_eq!(set(&["fd00::/64"]).size(), (1 << 64) - 2);
+        let two = set(&["10.0.0.0/30", "10.1.0.0/30"]);
+        assert_eq!(two.to_string(), "10.0.0.1-10.0.0.2,10.1.0.1-10.1.0.2");
+        assert!(two.is_ipv4() && !set(&["fd00::/64"]).is_ipv4());
+        assert_eq!(two.range_for("10.1.0.2".parse().unwrap()), two.ranges().last());
+        assert_eq!(two.range_for("10.1.0.3".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn range_when_its_subnet_is_smallest_or_absent_is_taken_or_refused() {
+        assert!(Range::check(&range("10.0.0.0/30", "", "", "")).is_ok());
+        assert!(Range::check(&range("10.0.0.0/31", "", "", "")).is_err());
+        assert!(Range::check(&range("fd00::/126", "", "", "")).is_ok());
+        assert!(Range::check(&range("fd00::/127", "", "", "")).is_err());
+        assert_eq!(
+            Range::check(&RangeConfig::default()).unwrap_err(),
+            "IP <nil> not v4 nor v6"
+        );
+        let other_family = range("10.0.0.0/24", "fd00::1", "", "");
+        assert!(
+            Range::check(&other_family)
+                .unwrap_err()
+                .starts_with("RangeStart fd00::1 not in network")
+        );
     }
 }

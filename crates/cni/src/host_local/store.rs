@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -15,48 +15,13 @@ use rustix::io::Errno;
 use crate::files::{self, FileError, Unnamed};
 use crate::host_local::owners::{Owners, is_sealed, seal};
 use crate::json::parse_ip;
+use crate::owner::Owner;
 
 /// Bytes of a reservation that are read: an id of 255, a name of 15 and white space fit.
 const RESERVATION_LIMIT: usize = 4096;
 /// A reservation that is not older may be of an ADD that the runtime does not know of yet.
 const YOUNG: Duration = Duration::from_secs(60);
 const LAST_PREFIX: &str = "last_reserved_ip.";
-
-/// Who holds an address. Very old files name no interface.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Owner {
-    /// Container id.
-    pub container: String,
-    /// Interface; empty in files of old versions.
-    pub ifname: String,
-}
-
-impl Owner {
-    /// An attachment.
-    pub fn new(container: &str, ifname: &str) -> Owner {
-        Owner {
-            container: container.to_owned(),
-            ifname: ifname.to_owned(),
-        }
-    }
-
-    /// Reads a reservation's content; `None` when it holds nothing. White space around it does not count, and a file with zeros
-    /// in it is one that a power cut has emptied on XFS.
-    pub fn parse(content: &[u8]) -> Option<Owner> {
-        let text = String::from_utf8_lossy(content);
-        let text = text.trim();
-        if text.is_empty() || text.contains('\0') {
-            return None;
-        }
-        let (container, ifname) = text.split_once("\r\n").unwrap_or((text, ""));
-        Some(Owner::new(container, ifname))
-    }
-
-    /// The reservation's content.
-    pub fn content(&self) -> String {
-        format!("{}\r\n{}", self.container, self.ifname)
-    }
-}
 
 /// The reservations of one network, locked against every other process until dropped.
 #[derive(Debug)]
@@ -72,6 +37,10 @@ pub struct Store {
 
 impl Store {
     /// Opens and locks a network's folder, made when it is not there.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be made, opened or locked.
     pub fn create(data_dir: &str, network: &str) -> Result<Store, FileError> {
         let path = format!("{data_dir}/{network}");
         let folder = match files::open_folder(&path) {
@@ -85,6 +54,10 @@ impl Store {
     }
 
     /// Opens and locks a network's folder; `None` when it is not there.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be opened or locked.
     pub fn open(data_dir: &str, network: &str) -> Result<Option<Store>, FileError> {
         let path = format!("{data_dir}/{network}");
         match files::open_folder(&path) {
@@ -99,9 +72,8 @@ impl Store {
             let path = format!("{path}/lock");
             move |errno| FileError::new(operation, path, errno)
         };
-        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let lock =
-            rustix::fs::openat(&folder, "lock", flags, Mode::from_raw_mode(0o750)).map_err(fail("open"))?;
+        let flags = OFlags::RDONLY | OFlags::CREATE;
+        let lock = open_to_change(&folder, "lock", flags, 0o750).map_err(fail("open"))?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))
             .map_err(fail("flock"))?;
         let owners = Owners::open(data_dir, network);
@@ -121,6 +93,10 @@ impl Store {
     }
 
     /// Addresses an attachment holds. Files without an interface name count when there are none with it.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
     pub fn held_by(&mut self, owner: &Owner) -> Result<Vec<IpAddr>, FileError> {
         let exact = self.find(owner)?;
         if !exact.is_empty() || owner.ifname.is_empty() {
@@ -130,6 +106,10 @@ impl Store {
     }
 
     /// Another interface of the container holds an address here; those of `except` do not count.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
     pub fn holds_another_of(&mut self, owner: &Owner, except: &[String]) -> Result<bool, FileError> {
         let all = self.scan()?;
         let counts = |ifname: &String| *ifname != owner.ifname && !except.contains(ifname);
@@ -139,11 +119,19 @@ impl Store {
     }
 
     /// Every reservation by owner. Removes files that name none.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
     pub fn all(&mut self) -> Result<BTreeMap<Owner, Vec<IpAddr>>, FileError> {
         self.scan()
     }
 
     /// Reserves the first free address of those offered. `taken_elsewhere` says what not to take though it is free here.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
     pub fn reserve<T>(
         &mut self,
         owner: &Owner,
@@ -189,9 +177,10 @@ impl Store {
             Err(Errno::EXIST) => {}
             other => return other.map(|()| true),
         }
-        if !matches!(files::read_at(&self.folder, name, RESERVATION_LIMIT), Ok(content) if Owner::parse(&content).is_none())
-        {
-            return Ok(false);
+        match files::read_at(&self.folder, name, RESERVATION_LIMIT) {
+            Ok(content) if Owner::parse(&content).is_none() => {}
+            Err(e) if files::is_odd(e) => {}
+            _ => return Ok(false),
         }
         files::remove(&self.folder, name)?;
         match file.link(self.folder.as_fd(), name) {
@@ -213,10 +202,19 @@ impl Store {
 
     /// The reservation was written within the last minute.
     pub fn is_young(&self, ip: IpAddr) -> bool {
+        self.written(ip)
+            .is_some_and(|at| at.elapsed().map_or(true, |age| age < YOUNG))
+    }
+
+    /// How long ago the reservation was written; nothing where that is in the future.
+    pub fn age(&self, ip: IpAddr) -> Option<Duration> {
+        self.written(ip)?.elapsed().ok()
+    }
+
+    fn written(&self, ip: IpAddr) -> Option<SystemTime> {
         let stat = rustix::fs::statat(&self.folder, ip.to_string(), AtFlags::SYMLINK_NOFOLLOW);
-        let written = stat.ok().and_then(|stat| u64::try_from(stat.st_mtime).ok());
-        let written = written.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
-        written.is_some_and(|at| at.elapsed().map_or(true, |age| age < YOUNG))
+        let seconds = u64::try_from(stat.ok()?.st_mtime).ok()?;
+        Some(UNIX_EPOCH + Duration::from_secs(seconds))
     }
 
     /// Address last handed out of a range set.
@@ -225,18 +223,18 @@ impl Store {
         parse_ip(String::from_utf8_lossy(&content).trim())
     }
 
-    /// Notes the address last handed out of a range set.
-    pub fn set_last_reserved(&self, set: usize, ip: IpAddr) -> Result<(), FileError> {
+    /// Notes the address last handed out of a range set. Only a hint where to look first the next time: one that cannot be written
+    /// is none.
+    pub fn set_last_reserved(&self, set: usize, ip: IpAddr) {
         let name = format!("{LAST_PREFIX}{set}");
         let text = ip.to_string();
         // In place: truncating first makes ext4 flush the file when it is closed.
         let write = || -> Result<(), Errno> {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let fd = rustix::fs::openat(&self.folder, &name, flags, Mode::from_raw_mode(0o600))?;
+            let fd = open_to_change(&self.folder, &name, OFlags::WRONLY | OFlags::CREATE, 0o600)?;
             rustix::io::pwrite(&fd, text.as_bytes(), 0)?;
             rustix::fs::ftruncate(&fd, text.len() as u64)
         };
-        write().map_err(|e| FileError::new("open", format!("{}/{name}", self.path), e))
+        let _ = write();
     }
 
     /// Notes what an attachment holds now, all of it. To be called at the end of a change.
@@ -247,6 +245,10 @@ impl Store {
 
     /// Removes an attachment's reservations; returns how many there were. `hints` are addresses it may hold that are looked at
     /// even if the index knows nothing of them.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be removed.
     pub fn release(&mut self, owner: &Owner, hints: &[IpAddr]) -> Result<usize, FileError> {
         let mut held = self.held_by(owner)?;
         for hint in hints {
@@ -256,7 +258,7 @@ impl Store {
         }
         self.remove(&held)?;
         for gone in [owner, &Owner::new(&owner.container, "")] {
-            self.owners.forget(gone);
+            self.owners.remove(gone);
         }
         self.owners.tidy();
         self.finish();
@@ -264,6 +266,10 @@ impl Store {
     }
 
     /// Removes reservations whoever holds them.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be removed.
     pub fn remove(&mut self, ips: &[IpAddr]) -> Result<(), FileError> {
         for ip in ips {
             let name = ip.to_string();
@@ -304,10 +310,12 @@ impl Store {
         let mut all: BTreeMap<Owner, Vec<IpAddr>> = BTreeMap::new();
         for name in files::names(&self.folder).map_err(fail)? {
             let Some(ip) = parse_ip(&name) else { continue };
-            let Ok(content) = files::read_at(&self.folder, &name, RESERVATION_LIMIT) else {
-                continue;
+            let owner = match files::read_at(&self.folder, &name, RESERVATION_LIMIT) {
+                Ok(content) => Owner::parse(&content),
+                Err(e) if files::is_odd(e) => None,
+                Err(_) => continue,
             };
-            match Owner::parse(&content) {
+            match owner {
                 Some(owner) => all.entry(owner).or_default().push(ip),
                 None => {
                     let _ = rustix::fs::unlinkat(&self.folder, name.as_str(), AtFlags::empty());
@@ -320,6 +328,23 @@ impl Store {
         self.indexed = self.owners.rebuild(&all);
         self.finish();
         Ok(all)
+    }
+}
+
+/// Opens a file in a folder, made when it is not there. What is no file makes way: opening a FIFO may wait for ever.
+fn open_to_change(folder: &OwnedFd, name: &str, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let open = || {
+        let fd = rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(mode))?;
+        files::check_regular(&fd)?;
+        Ok(fd)
+    };
+    match open() {
+        Err(e) if files::is_odd(e) => {
+            files::remove(folder, name)?;
+            open()
+        }
+        other => other,
     }
 }
 

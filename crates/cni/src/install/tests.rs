@@ -170,5 +170,8 @@ fn install_when_the_place_is_a_symlink_replaces_the_link_and_gives_it_back() {
     std::fs::remove_file(bin.join("flannel")).unwrap();
     std::fs::create_dir(bin.join("flannel")).unwrap();
     let error = install(&room.version(1), &bin, DEFAULT, false).unwrap_err();
-    assert!(error.to_string().ends_with("flannel: is no file"), "{error}");
+    assert!(
+        error.to_string().ends_with("flannel: not a regular file"),
+        "{error}"
+    );
 }

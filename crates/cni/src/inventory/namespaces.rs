@@ -328,4 +328,33 @@ broken
         assert_eq!(unescape("a\\134b\\"), "a\\b\\");
         assert_eq!(unescape("\\999"), "\\999");
     }
+
+    #[test]
+    fn process_when_it_ends_meanwhile_is_told_from_one_that_may_not_be_seen() {
+        assert!(is_process(Path::new("/proc/12")));
+        for other in ["/proc/self", "/proc/1a", "/"] {
+            assert!(!is_process(Path::new(other)), "{other}");
+        }
+        assert!(is_gone(&io::Error::from(io::ErrorKind::NotFound)));
+        assert!(is_gone(&io::Error::from_raw_os_error(Errno::SRCH.raw_os_error())));
+        assert!(!is_gone(&io::Error::from(io::ErrorKind::PermissionDenied)));
+        assert_eq!(
+            inode_of(Path::new("net:[4026531833]"), "net"),
+            Some(4_026_531_833)
+        );
+        for other in ["mnt:[1]", "net:[x]", "net:[1", "/run/netns/x"] {
+            assert_eq!(inode_of(Path::new(other), "net"), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn namespace_when_it_is_met_again_and_again_keeps_some_of_its_paths() {
+        let mut walk = Walk::default();
+        for n in 0..10 {
+            walk.note(7, PathBuf::from(format!("/{n}")));
+        }
+        walk.note(8, PathBuf::from("/x"));
+        assert_eq!(walk.paths[&7], ["/0", "/1", "/2", "/3"].map(PathBuf::from));
+        assert_eq!(walk.paths[&8], [PathBuf::from("/x")]);
+    }
 }

@@ -6,11 +6,12 @@ use std::path::Path;
 use kernel::netns::{Netns, NetnsError};
 use serde_json::Value;
 
-use super::{Place, Said};
+use super::{Folders, Said};
+use crate::files;
 use crate::json;
 
 /// Most bytes of a record.
-const LIMIT: u64 = 4 << 20;
+const LIMIT: usize = 4 << 20;
 
 /// What runtimes' records say.
 #[derive(Debug, Default)]
@@ -27,11 +28,11 @@ pub struct Recorded {
 ///
 /// libcni keeps `<folder>/results/<network>-<container>-<interface>`, with the namespace's path since 1.2 and the interfaces'
 /// `sandbox` always; Multus has such a folder of its own. The folders are only read.
-pub fn living(place: &Place, containers: &BTreeSet<String>) -> Recorded {
+pub fn living(folders: &Folders, containers: &BTreeSet<String>) -> Recorded {
     let mut recorded = Recorded::default();
     let home = [Path::new("/proc/1/ns/net"), Path::new("/proc/thread-self/ns/net")];
     let home: Vec<_> = home.iter().filter_map(|p| Netns::open(p).ok()).collect();
-    for (container, path) in named(place, containers) {
+    for (container, path) in named(folders, containers) {
         // The path is the runtime's, whose view of the files may be another.
         let outside = format!("/proc/1/root{path}");
         for path in [&path, &outside] {
@@ -54,9 +55,9 @@ pub fn living(place: &Place, containers: &BTreeSet<String>) -> Recorded {
 }
 
 /// Containers and the paths of namespaces that records name for them.
-fn named(place: &Place, containers: &BTreeSet<String>) -> Vec<(String, String)> {
+fn named(folders: &Folders, containers: &BTreeSet<String>) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let parent = Path::new(&place.data_dir).parent();
+    let parent = Path::new(&folders.data_dir).parent();
     let folders: BTreeSet<_> = parent
         .into_iter()
         .chain([Path::new("/var/lib/cni")])
@@ -71,10 +72,8 @@ fn named(place: &Place, containers: &BTreeSet<String>) -> Vec<(String, String)> 
         let name = entry.file_name().to_string_lossy().into_owned();
         let of = containers.iter().find(|c| name.contains(&format!("-{c}-")));
         let Some(container) = of else { continue };
-        if entry.metadata().map_or(true, |m| m.len() > LIMIT) {
-            continue;
-        }
-        let record = std::fs::read(entry.path()).ok();
+        let path = entry.path();
+        let record = path.to_str().and_then(|path| files::read(path, LIMIT).ok());
         let Some(record) = record.and_then(|bytes| json::parse(&bytes).ok()) else {
             continue;
         };
@@ -139,5 +138,64 @@ mod tests {
         let old = r#"{"cniVersion":"0.3.1","interfaces":[{"sandbox":"/proc/7/ns/net"}]}"#;
         assert_eq!(paths(old), ["/proc/7/ns/net"]);
         assert!(paths(r#"{"netns":"","result":{"interfaces":{}}}"#).is_empty());
+    }
+
+    use super::super::tests::Room;
+
+    #[test]
+    fn records_when_they_name_a_container_that_is_asked_for_tell_its_namespaces() {
+        let room = Room::new();
+        let write = |file: &str, text: &str| {
+            let path = room.path(file);
+            std::fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            "results/cbr0-nobody-a-eth0",
+            r#"{"netns":"/nonexistent/a","result":{}}"#,
+        );
+        write(
+            "multus/results/net-nobody-b-net1",
+            r#"{"interfaces":[{"sandbox":"/nonexistent/b"}]}"#,
+        );
+        write("results/cbr0-nobody-c-eth0", "broken");
+        write("results/cbr0-nobody-abc-eth0", r#"{"netns":"/nonexistent/d"}"#);
+        let asked = |ids: &[&str]| {
+            ids.iter()
+                .map(|id| (*id).to_owned())
+                .collect::<BTreeSet<String>>()
+        };
+        let mut found = named(&room.folders(), &asked(&["nobody-a", "nobody-b", "nobody-c"]));
+        found.sort();
+        let pair = |id: &str, path: &str| (id.to_owned(), path.to_owned());
+        assert_eq!(
+            found,
+            [
+                pair("nobody-a", "/nonexistent/a"),
+                pair("nobody-b", "/nonexistent/b")
+            ]
+        );
+        let recorded = living(&room.folders(), &asked(&["nobody-a", "nobody-b"]));
+        assert!(recorded.alive.is_empty() && recorded.namespaces.is_empty() && recorded.hidden.is_empty());
+        // The host's own namespace is nobody's, as a number that was given to another process leads there.
+        write("results/cbr0-nobody-e-eth0", r#"{"netns":"/proc/self/ns/net"}"#);
+        assert!(living(&room.folders(), &asked(&["nobody-e"])).alive.is_empty());
+    }
+
+    #[test]
+    fn container_when_a_plugin_is_called_for_it_is_worked_for() {
+        let ids: BTreeSet<String> = ["worked-for-7f3a", "nobody-7f3a"].map(str::to_owned).into();
+        assert!(worked_for(&ids).is_empty() && worked_for(&BTreeSet::new()).is_empty());
+        let mut plugin = std::process::Command::new("sleep")
+            .arg("60")
+            .env("CNI_CONTAINERID", "worked-for-7f3a")
+            .spawn()
+            .unwrap();
+        let said = worked_for(&ids);
+        plugin.kill().unwrap();
+        plugin.wait().unwrap();
+        assert_eq!(said.len(), 1);
+        let why = format!("process {} is a plugin at work for it", plugin.id());
+        assert_eq!(said.get("worked-for-7f3a"), Some(&why));
     }
 }

@@ -4,18 +4,17 @@
 //! the namespace: so the pods of this host's bridges are seen without knowing where runtimes keep their namespaces. Every
 //! namespace that has a process, an open descriptor or a mount is looked into besides, for pods that hang on other things.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use ipnet::IpNet;
-use kernel::netns::Netns;
 use kernel::rtnl::Rtnl;
-use kernel::rtnl::link::ObservedLink;
 
-use super::{Place, Reservation, Said, namespaces, records};
-use crate::bridge;
-use crate::host_local::store::Owner;
+use super::{Folders, Reservation, Said, namespaces, records};
+use crate::doors::{Door, Doors};
+use crate::links;
+use crate::owner::Owner;
 
 /// Inode of the machine's own pid namespace (`PROC_PID_INIT_INO`).
 const MACHINE: u64 = 0xEFFF_FFFC;
@@ -63,14 +62,8 @@ impl Sight {
     }
 }
 
-/// A link into another namespace.
-struct Door {
-    link: ObservedLink,
-    namespace: i32,
-}
-
 /// Looks for the containers of these reservations; no further than needed to find all but the `young` ones.
-pub fn look(place: &Place, reservations: &[Reservation], young: &BTreeSet<&str>) -> Sight {
+pub fn look(folders: &Folders, reservations: &[Reservation], young: &BTreeSet<&str>) -> Sight {
     let mut sight = Sight::default();
     let mut by_address: HashMap<IpAddr, Vec<&str>> = HashMap::new();
     for r in reservations {
@@ -84,7 +77,7 @@ pub fn look(place: &Place, reservations: &[Reservation], young: &BTreeSet<&str>)
     };
     let open = || -> Result<(Rtnl, Doors), kernel::NetlinkError> {
         let mut host = Rtnl::open()?;
-        let doors = open_doors(&mut host)?;
+        let doors = Doors::open(&mut host)?;
         Ok((host, doors))
     };
     let (mut host, mut doors) = match open() {
@@ -101,12 +94,12 @@ pub fn look(place: &Place, reservations: &[Reservation], young: &BTreeSet<&str>)
     }
     // First who is at work, then the namespaces: an ADD that ends in between has its address in one of them.
     sight.busy = records::worked_for(&missing);
-    match open_doors(&mut host) {
+    match Doors::open(&mut host) {
         Ok(again) => doors = again,
         Err(e) => sight.hidden.push(format!("this network namespace: {e}")),
     }
     mark_behind(&doors, &mut sight, reservations, &by_address);
-    let recorded = records::living(place, &missing);
+    let recorded = records::living(folders, &missing);
     sight.hidden.extend(recorded.hidden);
     sight.alive.extend(recorded.alive);
     let (mut seen, mut unseen) = (namespaces::Seen::default(), namespaces::Unseen::default());
@@ -175,84 +168,7 @@ fn mark(sight: &mut Sight, holders: &HashMap<IpAddr, Vec<&str>>, addresses: &[Ip
 
 /// Name of the host's end of an attachment that our own plugin made.
 fn host_end(owner: &Owner) -> Option<String> {
-    Some(bridge::host_end(owner).ok()?.as_str().to_owned())
-}
-
-/// The links of this namespace into others.
-#[derive(Default)]
-struct Doors {
-    list: Vec<Door>,
-    /// Addresses by the number of the namespace.
-    beyond: BTreeMap<i32, Result<Vec<IpAddr>, String>>,
-    /// Bridges by index, with the networks of their addresses.
-    bridges: BTreeMap<u32, Vec<IpNet>>,
-    bridge_networks: Vec<IpNet>,
-}
-
-impl Doors {
-    fn name_of(&self, namespace: i32) -> String {
-        let door = self.list.iter().find(|d| d.namespace == namespace);
-        door.map(|d| d.link.name.to_string()).unwrap_or_default()
-    }
-
-    /// A namespace has been looked into by another way, for kernels that do not show what is behind a link.
-    fn know(&mut self, host: &mut Rtnl, netns: &Netns, addresses: &[IpAddr]) {
-        if self.beyond.values().all(Result::is_ok) {
-            return;
-        }
-        if let Ok(Some(number)) = host.number_of(netns.as_fd())
-            && let Some(found) = self.beyond.get_mut(&number)
-        {
-            *found = Ok(addresses.to_vec());
-        }
-    }
-}
-
-fn open_doors(host: &mut Rtnl) -> Result<Doors, kernel::NetlinkError> {
-    let list = |host: &mut Rtnl| -> Result<Vec<Door>, kernel::NetlinkError> {
-        let doors = host.doorways()?.into_iter();
-        Ok(doors.map(|(link, namespace)| Door { link, namespace }).collect())
-    };
-    let mut doors = Doors {
-        list: list(host)?,
-        ..Doors::default()
-    };
-    for door in &doors.list {
-        doors.beyond.entry(door.namespace).or_insert_with(|| {
-            if door.namespace < 0 {
-                return Err("it is being taken away; try again in a moment".to_owned());
-            }
-            let found = host.addresses_beyond(door.namespace);
-            found
-                .map(|found| found.iter().map(|a| a.address.addr()).collect())
-                .map_err(|e| e.to_string())
-        });
-    }
-    if doors.beyond.values().any(Result::is_err) {
-        // One that is gone by now was a pod on its way out.
-        let left: BTreeSet<(u32, i32)> = list(host)?.iter().map(|d| (d.link.index, d.namespace)).collect();
-        doors.list.retain(|d| left.contains(&(d.link.index, d.namespace)));
-        let still: BTreeSet<i32> = doors.list.iter().map(|d| d.namespace).collect();
-        doors.beyond.retain(|namespace, _| still.contains(namespace));
-    }
-    let addresses = host.all_addresses()?;
-    for link in host.links()?.into_iter().filter(|link| &*link.kind == "bridge") {
-        let own = addresses.iter().filter(|a| a.link == link.index);
-        let networks: Vec<IpNet> = own.map(|a| a.address.trunc()).collect();
-        doors.bridge_networks.extend(&networks);
-        doors.bridges.insert(link.index, networks);
-    }
-    Ok(doors)
-}
-
-/// Addresses behind the links of this namespace; `None` where some cannot be seen.
-pub(crate) fn beyond_doors() -> Option<HashSet<IpAddr>> {
-    let doors = open_doors(&mut Rtnl::open().ok()?).ok()?;
-    let mut all = HashSet::new();
-    for found in doors.beyond.into_values() {
-        all.extend(found.ok()?);
-    }
-    Some(all)
+    Some(links::host_end(owner).ok()?.as_str().to_owned())
 }
 
 /// Ports of pods' bridges behind which nothing has an address. A sandbox such as gVisor's takes its addresses off the interface, so
@@ -305,4 +221,169 @@ fn blindness() -> Option<String> {
         return Some(why.to_owned());
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use super::super::Fate;
+    use fabric::object::LinkName;
+    use kernel::rtnl::link::ObservedLink;
+    use std::time::SystemTime;
+
+    fn door(name: &str, master: Option<u32>, namespace: i32) -> Door {
+        Door {
+            link: ObservedLink {
+                index: 10,
+                name: LinkName::new(name).unwrap(),
+                kind: "veth".into(),
+                mac: None,
+                mtu: 1500,
+                flags: 0,
+                master,
+                lower: None,
+                made_of: None,
+                other_names: Vec::new(),
+            },
+            namespace,
+        }
+    }
+
+    fn reservation(container: &str, ip: &str) -> Reservation {
+        Reservation {
+            network: "n".into(),
+            address: ip.parse().unwrap(),
+            owner: Owner::new(container, "eth0"),
+            since: SystemTime::UNIX_EPOCH,
+            fate: Fate::Unknown,
+            why: String::new(),
+        }
+    }
+
+    fn ips(texts: &[&str]) -> Result<Vec<IpAddr>, String> {
+        Ok(texts.iter().map(|t| t.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn container_when_its_address_or_its_interface_is_behind_a_door_is_alive() {
+        let reservations = [
+            reservation("c1", "10.244.7.2"),
+            reservation("c2", "10.244.7.3"),
+            reservation("c3", "10.244.7.4"),
+        ];
+        let mut holders: HashMap<IpAddr, Vec<&str>> = HashMap::new();
+        for r in &reservations {
+            holders.entry(r.address).or_default().push(&r.owner.container);
+        }
+        let own = host_end(&reservations[1].owner).unwrap();
+        assert!(own.starts_with("veth"));
+        let doors = Doors {
+            list: vec![door("veth1", Some(5), 1), door(&own, Some(5), 2)],
+            beyond: [(1, ips(&["10.244.7.2", "fe80::1"])), (2, Err("x".to_owned()))].into(),
+            ..Doors::default()
+        };
+        assert_eq!(
+            (doors.name_of(1).as_str(), doors.name_of(9).as_str()),
+            ("veth1", "")
+        );
+        let mut sight = Sight::default();
+        mark_behind(&doors, &mut sight, &reservations, &holders);
+        assert_eq!(sight.alive.len(), 2);
+        assert_eq!(sight.alive["c1"], "10.244.7.2 is behind veth1");
+        assert_eq!(sight.alive["c2"], format!("its interface {own} is there"));
+    }
+
+    #[test]
+    fn port_when_of_a_pods_bridge_and_without_an_address_is_a_strangers() {
+        let reservations = [reservation("c1", "10.244.7.2")];
+        let own = host_end(&reservations[0].owner).unwrap();
+        let list = |names: &[(&str, Option<u32>, i32)]| {
+            names
+                .iter()
+                .map(|(name, master, ns)| door(name, *master, *ns))
+                .collect::<Vec<_>>()
+        };
+        let of = |names: &[(&str, Option<u32>, i32)], recorded: &[i32]| {
+            let doors = Doors {
+                list: list(names),
+                beyond: [
+                    (1, ips(&["10.244.7.9"])),
+                    (2, ips(&["fe80::1", "127.0.0.1"])),
+                    (3, Err("x".to_owned())),
+                ]
+                .into(),
+                bridges: [
+                    (5, vec!["10.244.7.0/24".parse().unwrap()]),
+                    (6, vec!["10.9.0.0/24".parse().unwrap()]),
+                ]
+                .into(),
+                bridge_networks: Vec::new(),
+            };
+            strangers(&doors, &reservations, &recorded.iter().copied().collect())
+        };
+        let said = |name: &str| {
+            format!("interface {name} leads to a container that shows no address: it may hold any of these")
+        };
+        assert_eq!(
+            of(
+                &[
+                    ("a", Some(5), 1),
+                    ("b", Some(5), 2),
+                    ("c", Some(5), 3),
+                    ("d", Some(5), 4)
+                ],
+                &[]
+            ),
+            ["b", "c", "d"].map(said)
+        );
+        assert_eq!(of(&[("b", Some(5), 2), ("c", Some(5), 3)], &[3]), [said("b")]);
+        assert_eq!(of(&[(&own, Some(5), 2)], &[]), Vec::<String>::new());
+        assert_eq!(
+            of(&[("b", Some(6), 2), ("e", None, 2)], &[]),
+            Vec::<String>::new(),
+            "no bridge of pods"
+        );
+        assert_eq!(
+            of(&[("b", Some(6), 2), (&own, Some(6), 3)], &[]),
+            [said("b")],
+            "ours is on it"
+        );
+    }
+
+    #[test]
+    fn doubt_when_nothing_hides_is_none_and_what_a_bridge_shows_needs_no_more() {
+        let reservation = reservation("c1", "10.244.7.2");
+        let doubt = |sight: &Sight| sight.doubt_about(&reservation);
+        let text = |text: &str| vec![text.to_owned()];
+        let mut sight = Sight::default();
+        assert_eq!(
+            (doubt(&sight), sight.doubts(), sight.is_passing()),
+            (None, vec![], false)
+        );
+        sight.blind = text("blind");
+        assert_eq!(doubt(&sight).as_deref(), Some("blind"));
+        sight.bridges = vec!["10.244.7.1/24".parse().unwrap()];
+        assert_eq!(doubt(&sight), None);
+        sight.strangers = text("stranger");
+        assert_eq!(doubt(&sight).as_deref(), Some("stranger"));
+        assert!(sight.is_passing());
+        sight.hidden = text("hidden");
+        assert_eq!(doubt(&sight).as_deref(), Some("hidden"));
+        assert_eq!(sight.doubts(), ["hidden", "stranger", "blind"]);
+        sight.strangers.clear();
+        assert!(!sight.is_passing());
+        sight.passing = true;
+        assert!(sight.is_passing());
+        for (ip, global) in [
+            ("10.0.0.1", true),
+            ("127.0.0.1", false),
+            ("169.254.1.1", false),
+            ("fd00::1", true),
+            ("::1", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(is_global(&ip.parse().unwrap()), global, "{ip}");
+        }
+    }
 }

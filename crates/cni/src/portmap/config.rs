@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::json::{FieldError, Object, parse_ip};
+use crate::json::{FieldError, JsonObject, parse_ip};
 use crate::netfilter;
 use crate::result::AddResult;
 
@@ -70,7 +70,7 @@ impl Mapping {
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct PortmapConfig {
     /// Network name.
     pub network: String,
     /// Container id.
@@ -95,9 +95,13 @@ pub struct Config {
     pub previous: Option<AddResult>,
 }
 
-impl Config {
+impl PortmapConfig {
     /// Reads the configuration of a call.
-    pub fn load(call: &Call) -> Result<Config, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// The first field that is wrong, in Go's words where Go has some.
+    pub fn load(call: &Call) -> Result<PortmapConfig, Failure> {
         let fields = call.fields();
         let previous = match fields.get("prevResult") {
             Some(previous) => Some(AddResult::parse_previous(previous, &call.version)?),
@@ -109,15 +113,15 @@ impl Config {
     }
 
     /// Reads as much of the configuration of a DEL as can be read.
-    pub fn load_for_del(call: &Call) -> Config {
+    pub fn load_for_del(call: &Call) -> PortmapConfig {
         let fields = call.fields();
         let previous = fields.get("prevResult");
         let previous = previous.and_then(|previous| AddResult::parse_previous(previous, &call.version).ok());
         let config = read(&fields).ok().and_then(Result::ok);
-        config.unwrap_or_else(Config::empty).of(call, previous)
+        config.unwrap_or_else(PortmapConfig::empty).of(call, previous)
     }
 
-    fn of(mut self, call: &Call, previous: Option<AddResult>) -> Config {
+    fn of(mut self, call: &Call, previous: Option<AddResult>) -> PortmapConfig {
         self.network.clone_from(&call.name);
         self.container.clone_from(&call.env.container_id);
         if let Some(previous) = &previous {
@@ -127,8 +131,8 @@ impl Config {
         self
     }
 
-    fn empty() -> Config {
-        Config {
+    fn empty() -> PortmapConfig {
+        PortmapConfig {
             network: String::new(),
             container: String::new(),
             backend: None,
@@ -150,7 +154,7 @@ impl Config {
     }
 }
 
-fn read(top: &Object<'_>) -> Result<Result<Config, Failure>, FieldError> {
+fn read(top: &JsonObject<'_>) -> Result<Result<PortmapConfig, Failure>, FieldError> {
     let external_chain = top.string("externalSetMarkChain")?.map(str::to_owned);
     let bit = top.whole("markMasqBit")?;
     if bit.is_some() && external_chain.is_some() {
@@ -217,7 +221,7 @@ fn read(top: &Object<'_>) -> Result<Result<Config, Failure>, FieldError> {
             host_ip,
         });
     }
-    Ok(Ok(Config {
+    Ok(Ok(PortmapConfig {
         network: String::new(),
         container: String::new(),
         backend,
@@ -287,4 +291,198 @@ fn addresses(result: &AddResult, ifname: &str) -> [Option<IpNet>; 2] {
         candidates.clone().find(|a| a.addr().is_ipv4()),
         candidates.find(|a| a.addr().is_ipv6()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::call::Environment;
+
+    fn call(more: &str) -> Call {
+        let env = Environment {
+            command: "ADD".into(),
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+            ..Environment::default()
+        };
+        Call::check(
+            env,
+            format!(r#"{{"name":"cbr0","cniVersion":"1.0.0"{more}}}"#).into_bytes(),
+        )
+        .unwrap()
+    }
+
+    fn load(more: &str) -> Result<PortmapConfig, String> {
+        PortmapConfig::load(&call(more)).map_err(|failure| failure.msg)
+    }
+
+    fn mapping(fields: &str) -> Result<Mapping, String> {
+        let config = load(&format!(r#","runtimeConfig":{{"portMappings":[{{{fields}}}]}}"#))?;
+        Ok(config.mappings[0].clone())
+    }
+
+    #[test]
+    fn config_when_it_says_nothing_has_gos_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(
+            (config.network.as_str(), config.container.as_str()),
+            ("cbr0", "c1")
+        );
+        assert_eq!(
+            (config.backend, config.snat, config.masq_all, config.mark),
+            (None, true, false, 0x2000)
+        );
+        assert!(config.mappings.is_empty() && config.external_chain.is_none() && config.previous.is_none());
+        let empty = PortmapConfig::empty();
+        assert_eq!((empty.mark, empty.snat, empty.backend), (config.mark, true, None));
+        let config = load(r#","markMasqBit":0,"snat":false,"masqAll":true,"conditionsV4":["-d","x"],"conditionsV6":["!","y"]"#).unwrap();
+        assert_eq!((config.snat, config.masq_all, config.mark), (false, true, 1));
+        assert_eq!(
+            (config.conditions_of(false), config.conditions_of(true)),
+            (
+                &["-d".to_owned(), "x".into()][..],
+                &["!".to_owned(), "y".into()][..]
+            )
+        );
+        assert_eq!(load(r#","markMasqBit":31"#).unwrap().mark, 1 << 31);
+    }
+
+    #[test]
+    fn config_when_it_contradicts_itself_is_refused_in_gos_words() {
+        for (more, words) in [
+            (r#","markMasqBit":32"#, "MasqMarkBit must be between 0 and 31"),
+            (r#","markMasqBit":-1"#, "MasqMarkBit must be between 0 and 31"),
+            (
+                r#","markMasqBit":5,"externalSetMarkChain":"X""#,
+                "Cannot specify externalSetMarkChain and markMasqBit",
+            ),
+            (r#","backend":"ipfw""#, "unrecognized backend \"ipfw\""),
+            (
+                r#","backend":"nftables","externalSetMarkChain":"X","conditionsV4":["-d","x"],"conditionsV6":["ip6","x"]"#,
+                "nftables backend was requested but configuration contains iptables-specific options [externalSetMarkChain conditionsV4]",
+            ),
+            (
+                r#","backend":"iptables","conditionsV6":["ip6","x"]"#,
+                "iptables backend was requested but configuration contains nftables-specific options [conditionsV6]",
+            ),
+            (r#","snat":5"#, "failed to parse network configuration: snat is 5"),
+        ] {
+            let error = load(more).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(load(r#","backend":"iptables","externalSetMarkChain":"X","conditionsV4":["!","x"]"#).is_ok());
+        assert!(load(r#","backend":"nftables","conditionsV4":["ip","x"],"conditionsV6":[""]"#).is_ok());
+        assert_eq!(
+            load(r#","backend":"nftables""#).unwrap().backend,
+            Some(Backend::Nftables)
+        );
+    }
+
+    #[test]
+    fn mapping_when_read_has_its_ports_and_where_it_is_bound() {
+        let tcp = mapping(r#""hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"""#).unwrap();
+        assert_eq!(
+            (
+                tcp.host_port,
+                tcp.container_port,
+                tcp.protocol.as_str(),
+                tcp.host_ip
+            ),
+            (8080, 80, "tcp", None)
+        );
+        assert!(tcp.is_for(true) && tcp.is_for(false) && tcp.bound_to().is_none());
+        let bound = |ip: &str| {
+            mapping(&format!(
+                r#""hostPort":1,"containerPort":1,"protocol":"tcp","hostIP":"{ip}""#
+            ))
+            .unwrap()
+        };
+        let v4 = bound("192.0.2.1");
+        assert!(v4.is_for(false) && !v4.is_for(true));
+        assert_eq!(v4.bound_to(), Some("192.0.2.1".parse().unwrap()));
+        let any = bound("::");
+        assert!(any.is_for(true) && !any.is_for(false) && any.bound_to().is_none());
+        for (fields, words) in [
+            (
+                r#""containerPort":80,"protocol":"tcp""#,
+                "Invalid host port number: 0",
+            ),
+            (
+                r#""hostPort":80,"protocol":"tcp""#,
+                "Invalid container port number: 0",
+            ),
+            (
+                r#""hostPort":-1,"containerPort":80,"protocol":"tcp""#,
+                "Invalid host port number: -1",
+            ),
+            (
+                r#""hostPort":65536,"containerPort":80,"protocol":"tcp""#,
+                "expected a port from 1 to 65535",
+            ),
+            (r#""hostPort":1,"containerPort":1"#, "expected tcp, udp or sctp"),
+            (
+                r#""hostPort":1,"containerPort":1,"protocol":"t p""#,
+                "expected tcp, udp or sctp",
+            ),
+            (
+                r#""hostPort":1,"containerPort":1,"protocol":"tcp","hostIP":"x""#,
+                "expected an IP address",
+            ),
+        ] {
+            let error = mapping(fields).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_when_taken_from_the_result_are_the_containers_first_of_each_family() {
+        let previous = |ips: &str| {
+            format!(
+                r#","prevResult":{{"cniVersion":"1.0.0","interfaces":[{{"name":"cni0"}},{{"name":"eth0","sandbox":"/ns"}},
+                    {{"name":"eth0"}},{{"name":"net1","sandbox":"/ns"}}],"ips":[{ips}]}}"#
+            )
+        };
+        let ip =
+            |interface: &str, address: &str| format!(r#"{{"interface":{interface},"address":"{address}"}}"#);
+        let of = |ips: &[String]| {
+            let config = load(&previous(&ips.join(","))).unwrap();
+            assert!(config.previous.is_some());
+            config.addresses.map(|net| net.map(|net| net.to_string()))
+        };
+        let others = [
+            ip("0", "10.0.0.1/24"),
+            ip("2", "10.0.0.2/24"),
+            ip("3", "10.0.0.3/24"),
+        ];
+        assert_eq!(of(&others), [None, None]);
+        let ours = [
+            ip("1", "fd00::2/64"),
+            ip("1", "10.0.0.4/24"),
+            ip("1", "10.0.0.5/24"),
+        ];
+        let all = [&others[..], &ours].concat();
+        assert_eq!(of(&all), [Some("10.0.0.4/24".into()), Some("fd00::2/64".into())]);
+        assert_eq!(
+            of(&[ip("null", "10.0.0.9/24")]),
+            [Some("10.0.0.9/24".into()), None]
+        );
+    }
+
+    #[test]
+    fn config_of_a_del_when_it_cannot_be_read_is_as_much_as_can_be() {
+        let del = PortmapConfig::load_for_del(&call(
+            r#","backend":"ipfw","prevResult":{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.9/24"}]}"#,
+        ));
+        assert_eq!(
+            (del.network.as_str(), del.container.as_str(), del.backend),
+            ("cbr0", "c1", None)
+        );
+        assert!(del.addresses[0].is_some());
+        let del = PortmapConfig::load_for_del(&call(r#","backend":"nftables","prevResult":{"ips":5}"#));
+        assert_eq!(
+            (del.backend, del.addresses),
+            (Some(Backend::Nftables), [None, None])
+        );
+    }
 }

@@ -7,12 +7,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::bridge::masquerade::hash;
-use crate::netfilter::{list, restore, save};
-use crate::portmap::config::{Config, Mapping};
+use crate::digest::sha512;
+use crate::netfilter::{Firewall, FirewallError};
+use crate::portmap::config::{Mapping, PortmapConfig};
+use crate::portmap::gone;
 use crate::portmap::presence;
 
-const DNAT: &str = "CNI-HOSTPORT-DNAT";
+/// Where every container's entries are.
+pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SETMARK: &str = "CNI-HOSTPORT-SETMARK";
 const MASQ: &str = "CNI-HOSTPORT-MASQ";
 /// Where versions long ago had what [`MASQ`] does now.
@@ -24,19 +26,19 @@ const COMMENT: usize = 255;
 
 /// Name of the container's chain: 28 characters.
 pub fn chain(network: &str, container: &str) -> String {
-    format!("CNI-DN-{}", hash(&format!("{network}{container}"), 21))
+    format!("CNI-DN-{}", sha512(&format!("{network}{container}"), 21))
 }
 
 /// The container's chain, and the one it had in a version long ago.
 pub fn chains(network: &str, container: &str) -> [String; 2] {
-    let old = format!("CNI-SN-{}", hash(&format!("{network}{container}"), 21));
+    let old = format!("CNI-SN-{}", sha512(&format!("{network}{container}"), 21));
     [chain(network, container), old]
 }
 
 /// A shared rule: its chain, the rest of it, and whether it goes before the others.
 struct Shared(&'static str, String, bool);
 
-fn shared(config: &Config) -> Vec<Shared> {
+fn shared(config: &PortmapConfig) -> Vec<Shared> {
     let mut rules = Vec::new();
     if config.snat && config.external_chain.is_none() {
         let mark = format!("{:#x}/{:#x}", config.mark, config.mark);
@@ -84,7 +86,7 @@ fn quote(word: &str) -> String {
 }
 
 /// The rules that lead into the container's chain.
-fn entries(config: &Config, v6: bool) -> Vec<String> {
+fn entries(config: &PortmapConfig, v6: bool) -> Vec<String> {
     let mut comment = format!("dnat name: \"{}\" id: \"{}\"", config.network, config.container);
     if comment.len() > COMMENT {
         comment.truncate(COMMENT - 2);
@@ -119,7 +121,7 @@ fn entries(config: &Config, v6: bool) -> Vec<String> {
 }
 
 /// The rules of the container's chain: marks first, then the translation.
-fn translations(config: &Config, address: IpNet) -> Vec<String> {
+fn translations(config: &PortmapConfig, address: IpNet) -> Vec<String> {
     let v6 = address.addr().is_ipv6();
     let mark = config.external_chain.as_deref().unwrap_or(SETMARK);
     let mut rules = Vec::new();
@@ -156,7 +158,7 @@ fn translations(config: &Config, address: IpNet) -> Vec<String> {
 }
 
 /// What one family's transaction adds for the container, its chain being made or emptied by `declare`.
-fn container_lines(config: &Config, address: IpNet, declare: String) -> Vec<String> {
+fn container_lines(config: &PortmapConfig, address: IpNet, declare: String) -> Vec<String> {
     let own = chain(&config.network, &config.container);
     let mut lines = vec![declare];
     lines.extend(
@@ -173,7 +175,11 @@ fn container_lines(config: &Config, address: IpNet, declare: String) -> Vec<Stri
 }
 
 /// Adds the mappings to one address.
-pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
+///
+/// # Errors
+///
+/// iptables' words, or that it is not installed.
+pub fn forward(firewall: &Firewall, config: &PortmapConfig, address: IpNet) -> Result<(), FirewallError> {
     let v6 = address.addr().is_ipv6();
     let own = chain(&config.network, &config.container);
     let shared = shared(config);
@@ -182,11 +188,13 @@ pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
         .map(|Shared(at, rule, _)| format!("-C {at} {rule}"))
         .collect();
     lines.extend(container_lines(config, address, format!("-N {own}")));
-    if let Ok(done) = restore(v6, &lines) {
+    if let Ok(done) = firewall.restore(v6, &lines) {
         return done.map(drop).ok_or_else(|| not_installed(v6));
     }
     // Chains by themselves first: declaring one that is there would empty it.
-    let present = list(v6, &[DNAT, SETMARK, MASQ, &own])?.ok_or_else(|| not_installed(v6))?;
+    let present = firewall
+        .list(v6, &[DNAT, SETMARK, MASQ, &own])?
+        .ok_or_else(|| not_installed(v6))?;
     let has = |name: &str| present.lines().any(|line| line.starts_with(&format!(":{name} ")));
     let mut chains = vec![DNAT];
     if shared.iter().any(|Shared(at, _, _)| *at == SETMARK) {
@@ -198,27 +206,29 @@ pub fn forward(config: &Config, address: IpNet) -> Result<(), String> {
         .map(|name| format!("-N {name}"))
         .collect();
     if !missing.is_empty() {
-        restore(v6, &missing)?;
+        firewall.restore(v6, &missing)?;
     }
     for Shared(at, rule, first) in &shared {
         // Asked of iptables itself: its own text for a rule is a matter of its version.
-        if restore(v6, &[format!("-C {at} {rule}")]).is_err() {
+        if firewall.restore(v6, &[format!("-C {at} {rule}")]).is_err() {
             let verb = if *first {
                 format!("-I {at} 1")
             } else {
                 format!("-A {at}")
             };
-            restore(v6, &[format!("{verb} {rule}")])?;
+            firewall.restore(v6, &[format!("{verb} {rule}")])?;
         }
     }
     let mut lines = stale_entries(&present, &own);
     lines.extend(container_lines(config, address, format!(":{own} - [0:0]")));
-    restore(v6, &lines).map(drop)
+    firewall.restore(v6, &lines).map(drop)
 }
 
-fn not_installed(v6: bool) -> String {
+fn not_installed(v6: bool) -> FirewallError {
     let program = if v6 { "ip6tables" } else { "iptables" };
-    format!("failed to open iptables: {program}: executable file not in $PATH")
+    FirewallError::lasting(format!(
+        "failed to open iptables: {program}: executable file not in $PATH"
+    ))
 }
 
 /// Deletions of everything that leads into a chain.
@@ -232,7 +242,7 @@ fn stale_entries(present: &str, chain: &str) -> Vec<String> {
 
 /// The container may have a chain, and not one that leads to another of its attachments in this network. Asked of the kernel, without
 /// a program.
-pub fn may_hold(config: &Config) -> bool {
+pub fn may_hold(config: &PortmapConfig) -> bool {
     let names = chains(&config.network, &config.container);
     let addresses: Vec<IpAddr> = config.addresses.iter().flatten().map(|a| a.addr()).collect();
     presence::may_have_chain(&names)
@@ -242,7 +252,11 @@ pub fn may_hold(config: &Config) -> bool {
 }
 
 /// Removes the container's chain and what leads there, in one family or both.
-pub fn unforward(config: &Config) -> Result<(), String> {
+///
+/// # Errors
+///
+/// iptables' words, where a family that is in use is concerned.
+pub fn unforward(firewall: &Firewall, config: &PortmapConfig) -> Result<(), FirewallError> {
     let [own, old] = chains(&config.network, &config.container);
     let [v4, of_v6] = &config.addresses;
     let known = config.previous.is_some() && (v4.is_some() || of_v6.is_some());
@@ -258,13 +272,13 @@ pub fn unforward(config: &Config) -> Result<(), String> {
                 .map(|rule| format!("-D {DNAT} {rule}"))
                 .collect();
             lines.extend([format!("-F {own}"), format!("-X {own}")]);
-            if matches!(restore(v6, &lines), Ok(Some(_))) {
+            if matches!(firewall.restore(v6, &lines), Ok(Some(_))) {
                 usable = true;
                 continue;
             }
         }
         // Something is missing, or the ports are others than those of the ADD.
-        match list(v6, &[DNAT, SNAT, &own, &old]) {
+        match firewall.list(v6, &[DNAT, SNAT, &own, &old]) {
             Ok(Some(present)) => {
                 usable = true;
                 for chain in [&own, &old] {
@@ -276,7 +290,7 @@ pub fn unforward(config: &Config) -> Result<(), String> {
                         lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
                     }
                     if !lines.is_empty() {
-                        restore(v6, &lines)?;
+                        firewall.restore(v6, &lines)?;
                     }
                 }
             }
@@ -289,14 +303,20 @@ pub fn unforward(config: &Config) -> Result<(), String> {
     if usable || errors.is_empty() {
         return Ok(());
     }
-    Err(format!(
-        "neither iptables nor ip6tables is usable: {}",
-        errors.join("; ")
-    ))
+    let said: Vec<String> = errors.iter().map(FirewallError::to_string).collect();
+    let said = format!("neither iptables nor ip6tables is usable: {}", said.join("; "));
+    Err(match errors.iter().any(FirewallError::is_passing) {
+        true => FirewallError::passing(said),
+        false => FirewallError::lasting(said),
+    })
 }
 
 /// The container's chain and its rules are there.
-pub fn check(config: &Config, address: IpNet) -> Result<(), String> {
+///
+/// # Errors
+///
+/// That the chain is not whole, and iptables' words.
+pub fn check(firewall: &Firewall, config: &PortmapConfig, address: IpNet) -> Result<(), FirewallError> {
     let v6 = address.addr().is_ipv6();
     let own = chain(&config.network, &config.container);
     let rules = translations(config, address)
@@ -307,105 +327,69 @@ pub fn check(config: &Config, address: IpNet) -> Result<(), String> {
         .map(|rule| format!("-C {DNAT} {rule}"));
     let lines: Vec<String> = rules.chain(entries).collect();
     let family = if v6 { "ipv6" } else { "ipv4" };
-    match restore(v6, &lines) {
+    match firewall.restore(v6, &lines) {
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(not_installed(v6)),
-        Err(e) => Err(format!(
-            "could not check {family} dnat: chain {own} in iptables table nat is not whole: {e}"
-        )),
+        Err(e) => Err(e.within(&format!(
+            "could not check {family} dnat: chain {own} in iptables table nat is not whole"
+        ))),
     }
 }
 
 /// Removes the chains of a network's containers that `keep` does not want.
-pub fn sweep(network: &str, keep: impl Fn(&str) -> bool) -> Result<(), String> {
+///
+/// # Errors
+///
+/// iptables' words.
+pub fn sweep(firewall: &Firewall, network: &str, keep: impl Fn(&str) -> bool) -> Result<(), FirewallError> {
     for v6 in [false, true] {
-        let Some(present) = save(v6)? else { continue };
-        let mut lines = Vec::new();
-        for line in present
-            .lines()
-            .filter(|line| line.starts_with(&format!("-A {DNAT} ")))
-        {
-            let name = format!("\"dnat name: \\\"{network}\\\" id: \\\"");
-            let id = line
-                .split_once(&name)
-                .and_then(|(_, rest)| rest.split_once("\\\"\""))
-                .map(|(id, _)| id);
-            let Some(id) = id.filter(|id| !keep(id)) else {
-                continue;
-            };
-            lines.push(line.replacen("-A", "-D", 1));
-            let own = chain(network, id);
-            let remove = [format!("-F {own}"), format!("-X {own}")];
-            if !lines.contains(&remove[0]) {
-                lines.extend(remove);
-            }
-        }
-        // Every jump has to go before its chain can.
-        lines.sort_by_key(|line| (!line.starts_with("-D"), !line.starts_with("-F")));
+        let Some(present) = firewall.save(v6)? else {
+            continue;
+        };
+        let (lines, chains) = unwanted(&present, network, &keep);
         if !lines.is_empty() {
-            restore(v6, &lines)?;
+            firewall.restore(v6, &lines)?;
+            gone::forget_flows(&gone::destinations(&present, &chains));
         }
     }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::call::{Call, Environment};
-
-    fn config(more: &str) -> Config {
-        let env = Environment {
-            command: "ADD".into(),
-            container_id: "c1".into(),
-            ifname: "eth0".into(),
-            ..Environment::default()
+/// Deletions of what leads to a network's containers that `keep` does not want and of their chains, and the names of these.
+fn unwanted(present: &str, network: &str, keep: &impl Fn(&str) -> bool) -> (Vec<String>, Vec<String>) {
+    let (mut lines, mut chains) = (Vec::new(), Vec::new());
+    for line in present
+        .lines()
+        .filter(|line| line.starts_with(&format!("-A {DNAT} ")))
+    {
+        let name = format!("\"dnat name: \\\"{network}\\\" id: \\\"");
+        let id = line
+            .split_once(&name)
+            .and_then(|(_, rest)| rest.split_once("\\\"\""))
+            .map(|(id, _)| id);
+        let Some(id) = id.filter(|id| !keep(id)) else {
+            continue;
         };
-        let stdin = format!(r#"{{"name":"cbr0","cniVersion":"1.0.0"{more}}}"#);
-        Config::load(&Call::check(env, stdin.into_bytes()).unwrap()).unwrap()
+        lines.push(line.replacen("-A", "-D", 1));
+        let own = chain(network, id);
+        let remove = [format!("-F {own}"), format!("-X {own}")];
+        if !lines.contains(&remove[0]) {
+            lines.extend(remove);
+            chains.push(own);
+        }
     }
-
-    #[test]
-    fn rules_when_written_are_gos_in_their_order() {
-        let config = config(
-            r#","runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":8053,"containerPort":53,"protocol":"udp","hostIP":"127.0.0.1"}]},"conditionsV4":["!","-d","192.0.2.0/24"]"#,
-        );
-        assert_eq!(chain("cbr0", "c1"), "CNI-DN-68f1f1eeb62cad3d0bdd5");
-        assert_eq!(
-            translations(&config, "10.244.7.3/24".parse().unwrap()),
-            [
-                "-s 10.244.7.0/24 -p tcp --dport 8080 -j CNI-HOSTPORT-SETMARK",
-                "-s 127.0.0.1 -p tcp --dport 8080 -j CNI-HOSTPORT-SETMARK",
-                "-p tcp --dport 8080 -j DNAT --to-destination 10.244.7.3:80",
-                "-s 10.244.7.0/24 -d 127.0.0.1 -p udp --dport 8053 -j CNI-HOSTPORT-SETMARK",
-                "-s 127.0.0.1 -d 127.0.0.1 -p udp --dport 8053 -j CNI-HOSTPORT-SETMARK",
-                "-d 127.0.0.1 -p udp --dport 8053 -j DNAT --to-destination 10.244.7.3:53",
-            ]
-        );
-        assert_eq!(
-            translations(&config, "fd00::3/64".parse().unwrap()),
-            [
-                "-s fd00::/64 -p tcp --dport 8080 -j CNI-HOSTPORT-SETMARK",
-                "-p tcp --dport 8080 -j DNAT --to-destination [fd00::3]:80",
-            ]
-        );
-        assert_eq!(
-            entries(&config, false)[0],
-            "-p tcp -m comment --comment \"dnat name: \\\"cbr0\\\" id: \\\"c1\\\"\" -m multiport --dports 8080 ! -d 192.0.2.0/24 -j CNI-DN-68f1f1eeb62cad3d0bdd5"
-        );
-    }
-
-    #[test]
-    fn entries_when_ports_are_many_are_split_by_fifteen() {
-        let ports: Vec<String> = (1..=31)
-            .map(|p| format!(r#"{{"hostPort":{p},"containerPort":1,"protocol":"tcp"}}"#))
-            .collect();
-        let config = config(&format!(
-            r#","runtimeConfig":{{"portMappings":[{}]}}"#,
-            ports.join(",")
-        ));
-        let entries = entries(&config, true);
-        assert_eq!(entries.len(), 3);
-        assert!(entries[2].contains("--dports 31 -j"), "{}", entries[2]);
-    }
+    // Every jump has to go before its chain can.
+    lines.sort_by_key(|line| (!line.starts_with("-D"), !line.starts_with("-F")));
+    (lines, chains)
 }
+
+/// The addresses that a container's ports lead to, in both families.
+pub fn published_at(firewall: &Firewall, config: &PortmapConfig) -> Vec<IpAddr> {
+    let names = chains(&config.network, &config.container);
+    let own: Vec<&str> = names.iter().map(String::as_str).collect();
+    let listed = [false, true].map(|v6| firewall.list(v6, &own).ok().flatten().unwrap_or_default());
+    gone::destinations(&listed.concat(), &names)
+}
+
+#[cfg(test)]
+mod tests;

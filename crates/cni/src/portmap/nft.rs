@@ -8,8 +8,9 @@ use kernel::NetlinkError;
 use kernel::nl::{Attributes, Message, Protocol, Socket};
 use rustix::io::Errno;
 
-use crate::netfilter::run;
-use crate::portmap::config::Config;
+use crate::netfilter::{Firewall, FirewallError};
+use crate::portmap::config::PortmapConfig;
+use crate::portmap::gone;
 
 /// The table, of either family.
 pub const TABLE: &str = "cni_hostport";
@@ -37,7 +38,15 @@ fn target(ip: IpAddr, port: u16) -> String {
 }
 
 /// Adds the mappings to a container's addresses, replacing those it has there: one transaction.
-pub fn forward(config: &Config, addresses: &[IpNet]) -> Result<(), String> {
+///
+/// # Errors
+///
+/// nft's words, or that it is not installed.
+pub fn forward(
+    firewall: &Firewall,
+    config: &PortmapConfig,
+    addresses: &[IpNet],
+) -> Result<(), FirewallError> {
     let mut text = String::new();
     for address in addresses {
         text.push_str(&transaction(config, *address)?);
@@ -45,14 +54,23 @@ pub fn forward(config: &Config, addresses: &[IpNet]) -> Result<(), String> {
     if text.is_empty() {
         return Ok(());
     }
-    match run("nft", &["-f", "-"], &text) {
+    match firewall.run("nft", &["-f", "-"], &text) {
         Ok(Some(_)) => Ok(()),
-        Ok(None) => Err("could not find nftables binary: executable file not in $PATH".to_owned()),
-        Err(e) => Err(format!("unable to set up nftables rules for port mappings: {e}")),
+        Ok(None) => Err(FirewallError::lasting(
+            "could not find nftables binary: executable file not in $PATH",
+        )),
+        Err(e) => Err(e.within("unable to set up nftables rules for port mappings")),
     }
 }
 
-fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
+fn transaction(config: &PortmapConfig, address: IpNet) -> Result<String, FirewallError> {
+    let v6 = address.addr().is_ipv6();
+    let stale = rules_of(&config.container, v6, Some(address.addr()))?;
+    Ok(text_of(config, address, &stale))
+}
+
+/// The transaction that replaces these rules of the container's, by chain and handle.
+fn text_of(config: &PortmapConfig, address: IpNet, stale: &[(String, u64)]) -> String {
     let v6 = address.addr().is_ipv6();
     let ip = family(v6);
     let table = format!("{ip} {TABLE}");
@@ -76,7 +94,7 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
     if config.snat {
         line("add chain @ masquerading { type nat hook postrouting priority 100; }");
     }
-    for (chain, handle) in rules_of(&config.container, v6, Some(address.addr()))? {
+    for (chain, handle) in stale {
         line(&format!("delete rule @ {chain} handle {handle}"));
     }
     let comment = &config.container;
@@ -114,12 +132,12 @@ fn transaction(config: &Config, address: IpNet) -> Result<String, String> {
             ));
         }
     }
-    Ok(text)
+    text
 }
 
 /// Chains and handles of a container's rules in one family, of those that name an address if one is given. Asked of the kernel
 /// itself: `nft` lists a table in a process of its own, and two tables in one only since a newer version.
-fn rules_of(container: &str, v6: bool, of: Option<IpAddr>) -> Result<Vec<(String, u64)>, String> {
+fn rules_of(container: &str, v6: bool, of: Option<IpAddr>) -> Result<Vec<(String, u64)>, FirewallError> {
     let listed = || -> Result<Vec<(String, u64)>, NetlinkError> {
         let header = [if v6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }, 0, 0, 0];
         let request = Message::new("list rules", GET_RULE, 0)
@@ -133,7 +151,7 @@ fn rules_of(container: &str, v6: bool, of: Option<IpAddr>) -> Result<Vec<(String
         Ok(found) => Ok(found),
         // A kernel without nftables has no rules in it.
         Err(e) if e.is_unsupported() || e.is_absent() || e.is(Errno::INVAL) => Ok(Vec::new()),
-        Err(e) => Err(e.to_string()),
+        Err(e) => Err(FirewallError::lasting(e.to_string())),
     }
 }
 
@@ -176,9 +194,60 @@ fn comment(mut data: &[u8]) -> Option<&[u8]> {
     None
 }
 
+/// There are rules of an attachment's, in either family. Without its addresses, of any of the container's.
+///
+/// # Errors
+///
+/// The kernel's, of listing.
+pub fn has_rules(config: &PortmapConfig) -> Result<bool, FirewallError> {
+    Ok(!deletions(config)?.is_empty())
+}
+
 /// Removes an attachment's rules in both families: one transaction, and none when there are none. Without its addresses, all of the
 /// container's.
-pub fn unforward(config: &Config) -> Result<(), String> {
+///
+/// # Errors
+///
+/// nft's words.
+pub fn unforward(firewall: &Firewall, config: &PortmapConfig) -> Result<(), FirewallError> {
+    apply(firewall, &deletions(config)?)
+}
+
+/// Runs what [`deletions_at`] has found.
+///
+/// # Errors
+///
+/// nft's words.
+pub fn apply(firewall: &Firewall, deletions: &str) -> Result<(), FirewallError> {
+    if !deletions.is_empty() {
+        firewall
+            .run("nft", &["-f", "-"], deletions)
+            .map_err(|e| e.within("error deleting nftables rules"))?;
+    }
+    Ok(())
+}
+
+/// Deletions of a container's rules that name one of these addresses; empty when there are none.
+///
+/// # Errors
+///
+/// The kernel's, of listing.
+pub fn deletions_at(container: &str, addresses: &[IpAddr]) -> Result<String, FirewallError> {
+    let mut text = String::new();
+    for address in addresses {
+        let v6 = address.is_ipv6();
+        for (chain, handle) in rules_of(container, v6, Some(*address))? {
+            text.push_str(&deletion(v6, &chain, handle));
+        }
+    }
+    Ok(text)
+}
+
+fn deletion(v6: bool, chain: &str, handle: u64) -> String {
+    format!("delete rule {} {TABLE} {chain} handle {handle}\n", family(v6))
+}
+
+fn deletions(config: &PortmapConfig) -> Result<String, FirewallError> {
     let mut text = String::new();
     let [v4, of_v6] = config.addresses;
     let known = v4.is_some() || of_v6.is_some();
@@ -187,34 +256,62 @@ pub fn unforward(config: &Config) -> Result<(), String> {
             continue;
         }
         for (chain, handle) in rules_of(&config.container, v6, address.map(|a| a.addr()))? {
-            text.push_str(&format!(
-                "delete rule {} {TABLE} {chain} handle {handle}\n",
-                family(v6)
-            ));
+            text.push_str(&deletion(v6, &chain, handle));
         }
     }
-    if !text.is_empty() {
-        run("nft", &["-f", "-"], &text).map_err(|e| format!("error deleting nftables rules: {e}"))?;
+    Ok(text)
+}
+
+/// The addresses that a container's ports lead to, in both families.
+pub fn published_at(firewall: &Firewall, container: &str) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for v6 in [false, true] {
+        if rules_of(container, v6, None).is_ok_and(|rules| !rules.is_empty()) {
+            let listed = firewall.run("nft", &["list", "table", family(v6), TABLE], "");
+            found.extend(targets_in(&listed.ok().flatten().unwrap_or_default(), container));
+        }
     }
-    Ok(())
+    found
+}
+
+fn targets_in(listed: &str, container: &str) -> Vec<IpAddr> {
+    let end = format!(" comment \"{container}\"");
+    let rules = listed.lines().filter_map(|line| line.trim().strip_suffix(&end));
+    let mut found: Vec<IpAddr> = rules
+        .filter_map(|rule| gone::address_of(rule.split_once(" dnat to ")?.1.split(' ').next()?))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 /// As many rules of the container's are there as its mappings need.
-pub fn check(config: &Config, address: IpNet) -> Result<(), String> {
+///
+/// # Errors
+///
+/// The chain that has too few.
+pub fn check(config: &PortmapConfig, address: IpNet) -> Result<(), FirewallError> {
     let v6 = address.addr().is_ipv6();
+    let have = rules_of(&config.container, v6, Some(address.addr()))?;
+    match lacking(&have, config, v6) {
+        Some(chain) => Err(FirewallError::lasting(format!(
+            "missing hostport rules in {chain:?} chain"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The first chain that has fewer rules of the container's than its mappings need.
+fn lacking(have: &[(String, u64)], config: &PortmapConfig, v6: bool) -> Option<&'static str> {
     let ports = config.mappings.iter().filter(|m| m.is_for(v6)).count();
     let masquerades = match (config.snat, v6 || config.masq_all) {
         (false, _) => 0,
         (true, true) => 1,
         (true, false) => 2,
     };
-    let have = rules_of(&config.container, v6, Some(address.addr()))?;
-    for (chain, wanted) in [("hostports", ports), ("masquerading", masquerades)] {
-        if have.iter().filter(|(at, _)| at == chain).count() < wanted {
-            return Err(format!("missing hostport rules in {chain:?} chain"));
-        }
-    }
-    Ok(())
+    let lacks = |(chain, wanted): &(&str, usize)| have.iter().filter(|(at, _)| at == chain).count() < *wanted;
+    let needed = [("hostports", ports), ("masquerading", masquerades)];
+    needed.into_iter().find(lacks).map(|(chain, _)| chain)
 }
 
 #[cfg(test)]
@@ -238,6 +335,18 @@ mod tests {
     }
 
     #[test]
+    fn targets_when_listed_are_those_of_the_container_alone() {
+        let listed = "table ip cni_hostport {\n\tchain hostports {\n\t\ttcp dport 80 dnat to 10.244.7.2:80 comment \"c1\"\n\
+            \t\tudp dport 53 dnat to 10.244.7.2:53 comment \"c1\"\n\t\ttcp dport 81 dnat to 10.244.7.9:80 comment \"c10\"\n\t}\n\
+            \tchain masquerading {\n\t\tip saddr 127.0.0.1 ip daddr 10.244.7.2 masquerade comment \"c1\"\n\t}\n}\n";
+        let ips = |text: &str| vec![text.parse::<IpAddr>().unwrap()];
+        assert_eq!(targets_in(listed, "c1"), ips("10.244.7.2"));
+        assert_eq!(targets_in(listed, "c2"), Vec::<IpAddr>::new());
+        let v6 = "udp dport 53 dnat to [fd00::2]:53 comment \"c1\"\n";
+        assert_eq!(targets_in(v6, "c1"), ips("fd00::2"));
+    }
+
+    #[test]
     fn comment_when_user_data_has_it_anywhere_is_found_and_broken_data_has_none() {
         assert_eq!(comment(b"\0\x03c1\0"), Some(&b"c1"[..]));
         assert_eq!(comment(b"\x01\x02xy\0\x03c1\0\x01\0"), Some(&b"c1"[..]));
@@ -245,5 +354,124 @@ mod tests {
         for none in [&b""[..], b"\0", b"\0\x09c1", b"\x01\x01x", b"\x01"] {
             assert_eq!(comment(none), None, "{none:?}");
         }
+    }
+
+    use crate::call::{Call, Environment};
+    use crate::portmap::attribute;
+    use kernel::nl::message::attributes;
+
+    fn config(more: &str) -> PortmapConfig {
+        let env = Environment {
+            command: "ADD".into(),
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+            ..Environment::default()
+        };
+        let stdin = format!(
+            r#"{{"name":"cbr0","cniVersion":"1.0.0","backend":"nftables","runtimeConfig":{{"portMappings":[
+                {{"hostPort":8080,"containerPort":80,"protocol":"tcp"}},
+                {{"hostPort":53,"containerPort":5353,"protocol":"udp","hostIP":"192.0.2.9"}}]}}{more}}}"#
+        );
+        PortmapConfig::load(&Call::check(env, stdin.into_bytes()).unwrap()).unwrap()
+    }
+
+    fn added(config: &PortmapConfig, address: &str) -> Vec<String> {
+        let text = text_of(config, address.parse().unwrap(), &[("hostports".into(), 7)]);
+        let lines = text.lines().skip_while(|line| !line.starts_with("delete rule"));
+        lines.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn transaction_when_written_replaces_the_containers_rules_in_gos_tables() {
+        let text = text_of(&config(""), "10.244.7.3/24".parse().unwrap(), &[]);
+        assert!(text.starts_with("add table ip cni_hostport { comment \"CNI portmap plugin\"; }\nadd chain ip cni_hostport hostports\n"));
+        assert!(text.contains("add rule ip cni_hostport output fib daddr type local jump hostports_all\n"));
+        assert!(text.contains("masquerading { type nat hook postrouting priority 100; }"));
+        assert_eq!(
+            added(
+                &config(r#","conditionsV4":["ip","saddr","192.0.2.0/24"]"#),
+                "10.244.7.3/24"
+            ),
+            [
+                "delete rule ip cni_hostport hostports handle 7",
+                "add rule ip cni_hostport hostports ip saddr 192.0.2.0/24 tcp dport 8080 dnat to 10.244.7.3:80 comment \"c1\"",
+                "add rule ip cni_hostport hostports ip saddr 192.0.2.0/24 ip daddr 192.0.2.9 udp dport 53 dnat to 10.244.7.3:5353 comment \"c1\"",
+                "add rule ip cni_hostport masquerading ip saddr 10.244.7.3 ip daddr 10.244.7.3 masquerade comment \"c1\"",
+                "add rule ip cni_hostport masquerading ip saddr 127.0.0.1 ip daddr 10.244.7.3 masquerade comment \"c1\"",
+            ]
+        );
+        assert_eq!(
+            added(&config(""), "fd00::3/64"),
+            [
+                "delete rule ip6 cni_hostport hostports handle 7",
+                "add rule ip6 cni_hostport hostports tcp dport 8080 dnat to [fd00::3]:80 comment \"c1\"",
+                "add rule ip6 cni_hostport masquerading ip6 saddr fd00::3 ip6 daddr fd00::3 masquerade comment \"c1\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn transaction_when_all_or_nothing_is_masqueraded_has_the_one_rule_or_none() {
+        let all = config(r#","masqAll":true"#);
+        assert!(
+            added(&all, "10.244.7.3/24")[3].contains("ip saddr 0.0.0.0/0 ip daddr 10.244.7.3 masquerade")
+        );
+        assert_eq!(added(&all, "10.244.7.3/24").len(), 4);
+        assert!(added(&all, "fd00::3/64")[2].contains("ip6 saddr ::/0 ip6 daddr fd00::3 masquerade"));
+        let none = config(r#","snat":false"#);
+        let text = text_of(&none, "10.244.7.3/24".parse().unwrap(), &[]);
+        assert!(!text.contains("masquerad"), "{text}");
+    }
+
+    #[test]
+    fn rules_when_counted_lack_none_of_what_the_mappings_need() {
+        let have = |ports: usize, masquerades: usize| -> Vec<(String, u64)> {
+            let of = |chain: &str, count| std::iter::repeat_n((chain.to_owned(), 1), count);
+            of("hostports", ports)
+                .chain(of("masquerading", masquerades))
+                .collect()
+        };
+        let usual = config("");
+        assert_eq!(lacking(&have(2, 2), &usual, false), None);
+        assert_eq!(lacking(&have(3, 3), &usual, false), None);
+        assert_eq!(lacking(&have(1, 2), &usual, false), Some("hostports"));
+        assert_eq!(lacking(&have(2, 1), &usual, false), Some("masquerading"));
+        assert_eq!(lacking(&have(1, 1), &usual, true), None);
+        assert_eq!(lacking(&have(1, 0), &usual, true), Some("masquerading"));
+        assert_eq!(lacking(&have(2, 1), &config(r#","masqAll":true"#), false), None);
+        assert_eq!(lacking(&have(2, 0), &config(r#","snat":false"#), false), None);
+    }
+
+    #[test]
+    fn rule_when_it_is_the_containers_and_names_the_address_gives_chain_and_handle() {
+        let rule = |table: &str, chain: &str, id: &[u8]| {
+            let comment = [&[0, u8::try_from(id.len()).unwrap()], id].concat();
+            [
+                attribute(NFTA_RULE_TABLE, format!("{table}\0").as_bytes()),
+                attribute(NFTA_RULE_CHAIN, format!("{chain}\0").as_bytes()),
+                attribute(NFTA_RULE_HANDLE, &9u64.to_be_bytes()),
+                attribute(NFTA_RULE_EXPRESSIONS, &[10, 244, 7, 3]),
+                attribute(NFTA_RULE_USERDATA, &comment),
+            ]
+            .concat()
+        };
+        let read = |of: Option<&str>, bytes: &[u8]| {
+            rule_of("c1", of.map(|ip| ip.parse().unwrap()), attributes(bytes))
+        };
+        let ours = rule(TABLE, "hostports", b"c1\0");
+        assert_eq!(read(Some("10.244.7.3"), &ours), Some(("hostports".into(), 9)));
+        assert_eq!(read(None, &ours), Some(("hostports".into(), 9)));
+        assert_eq!(read(Some("10.244.7.4"), &ours), None);
+        for other in [
+            rule("nat", "hostports", b"c1\0"),
+            rule(TABLE, "prerouting", b"c1\0"),
+            rule(TABLE, "hostports", b"c10\0"),
+        ] {
+            assert_eq!(read(None, &other), None);
+        }
+        assert_eq!(
+            deletion(true, "hostports", 9),
+            "delete rule ip6 cni_hostport hostports handle 9\n"
+        );
     }
 }

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use fabric::object::Family;
+use kernel::firewall::legacy::Probe;
 use kernel::nl::{Attribute, Message, Protocol, Socket};
 use rustix::io::Errno;
 
@@ -22,7 +24,7 @@ const FAMILIES: [u8; 2] = [2, 10];
 
 /// The nat table of iptables (the one built on nftables) has a chain of one of these names, in either family.
 ///
-/// The old iptables does not show here: where its nat table is in use there may be one, and where the kernel does not say.
+/// The old iptables does not show there: its nat table is read as it is. Where the kernel does not say there may be one.
 pub fn may_have_chain(names: &[String]) -> bool {
     let Ok(mut socket) = Socket::open(Protocol::Netfilter) else {
         return true;
@@ -41,7 +43,35 @@ pub fn may_have_chain(names: &[String]) -> bool {
     let found = FAMILIES
         .into_iter()
         .any(|family| names.iter().any(|name| has(family, name)));
-    found || uses_nat("ip_tables_names") || uses_nat("ip6_tables_names")
+    let in_old = |family| Probe::new(family, "nat").has_chain(names).unwrap_or(true);
+    found || Family::BOTH.into_iter().any(in_old)
+}
+
+/// A chain of a nat table, that of iptables built on nftables or the old one's, has a rule that holds this text, in a comment for
+/// instance. Where the kernel does not say there may be one.
+pub fn may_hold_text(family: Family, chain: &str, text: &str) -> bool {
+    let number = FAMILIES[usize::from(family == Family::V6)];
+    let ask = Message::new("list rules", GET_RULE, 0)
+        .raw(&[number, 0, 0, 0])
+        .text(NFTA_RULE_TABLE, "nat")
+        .text(NFTA_RULE_CHAIN, chain);
+    let wanted = text.as_bytes();
+    let holds_it = |a: Attribute<'_>| a.value.windows(wanted.len().max(1)).any(|w| w == wanted);
+    let listed = Socket::open(Protocol::Netfilter).and_then(|mut socket| {
+        socket.dump(
+            &ask,
+            || false,
+            |found: &mut bool, reply| {
+                *found = *found || reply.attributes(NFGENMSG).any(holds_it);
+            },
+        )
+    });
+    let in_new = match listed {
+        Ok(found) => found,
+        // No such chain, or a kernel without nftables.
+        Err(e) => !(e.is_absent() || e.is_unsupported() || e.is(Errno::INVAL)),
+    };
+    in_new || Probe::new(family, "nat").holds_text(text).unwrap_or(true)
 }
 
 /// A chain of iptables (the one built on nftables) has rules, none of which names one of these addresses.
@@ -67,9 +97,4 @@ pub fn leads_elsewhere(chain: &str, addresses: &[IpAddr]) -> bool {
         }
     }
     rules > 0 && !ours
-}
-
-fn uses_nat(list: &str) -> bool {
-    let tables = std::fs::read_to_string(format!("/proc/thread-self/net/{list}")).unwrap_or_default();
-    tables.lines().any(|table| table == "nat")
 }

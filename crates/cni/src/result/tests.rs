@@ -107,3 +107,73 @@ fn previous_when_of_another_family_of_versions_is_refused_in_gos_words() {
     let failure = AddResult::parse_previous(&value, "1.0.0").unwrap_err();
     assert!(failure.msg.contains("ips[0].address is \"x\""), "{failure}");
 }
+
+#[test]
+fn result_when_everything_is_set_comes_back_in_the_versions_that_have_it() {
+    let text = |text: &str| vec![text.to_owned()];
+    let mut result = sample();
+    result.interfaces[1].socket_path = "/run/s".into();
+    result.interfaces[1].pci_id = "0000:00:01.0".into();
+    result.routes[1] = Route {
+        mtu: 1400,
+        advmss: 1360,
+        priority: 5,
+        table: Some(7),
+        scope: Some(253),
+        ..result.routes[1].clone()
+    };
+    result.dns = Dns {
+        nameservers: text("10.0.0.1"),
+        domain: "d".into(),
+        search: text("s"),
+        options: text("ndots:5"),
+    };
+    assert!(!result.dns.is_empty() && Dns::default().is_empty());
+    let back = |version: &str| {
+        let value = json::parse(result.print(version).unwrap().as_bytes()).unwrap();
+        (AddResult::parse(&value, version).unwrap(), value)
+    };
+    assert_eq!(back("1.1.0").0, result);
+    let (old, value) = back("0.4.0");
+    assert_eq!(
+        value["routes"][1],
+        serde_json::json!({"dst": "::/0", "gw": "fd00::1", "mtu": 1400, "advmss": 1360, "priority": 5, "table": 7, "scope": 253})
+    );
+    assert_eq!(value["routes"][1], result.routes[1].to_value());
+    assert_eq!(value["routes"][0], result.routes[0].to_value());
+    assert_eq!(
+        (old.dns.clone(), old.ips, old.routes),
+        (result.dns.clone(), result.ips.clone(), result.routes.clone())
+    );
+    assert_eq!(
+        (old.interfaces[1].mtu, old.interfaces[1].pci_id.as_str()),
+        (0, "")
+    );
+    assert_eq!(back("0.2.0").0.dns, result.dns);
+    let value = json::parse(br#"{"ip4":{},"dns":{}}"#).unwrap();
+    assert!(
+        AddResult::parse(&value, "0.2.0")
+            .unwrap_err()
+            .msg
+            .contains("ip4.ip is null")
+    );
+}
+
+#[test]
+fn version_when_a_result_names_none_is_its_configurations() {
+    let of = |text: &str, config: &str| version_of(&json::parse(text.as_bytes()).unwrap(), config);
+    assert_eq!(of(r#"{"cniVersion":"0.4.0"}"#, "1.0.0"), "0.4.0");
+    assert_eq!(of(r#"{"cniVersion":""}"#, "1.0.0"), "1.0.0");
+    assert_eq!(of("{}", ""), "0.1.0");
+    assert_eq!(of("[]", "1.0.0"), "1.0.0");
+    let value = json::parse(b"{}").unwrap();
+    assert_eq!(
+        AddResult::parse(&value, "9.9.9").unwrap_err().msg,
+        "unsupported CNI result version \"9.9.9\""
+    );
+    for (config, family) in [("0.2.0", "[ 0.1.0 0.2.0]"), ("0.3.1", "[0.3.0 0.3.1 0.4.0]")] {
+        let value = json::parse(br#"{"cniVersion":"1.0.0"}"#).unwrap();
+        let failure = AddResult::parse_previous(&value, config).unwrap_err();
+        assert!(failure.msg.contains(&format!("supports {family}")), "{failure}");
+    }
+}

@@ -61,3 +61,21 @@ fn c15_portmap_when_a_port_is_mapped_runs_one_firewall_program_each_way() {
     assert_eq!(count(&host, &add).0, 2, "itself and iptables-restore");
     assert_eq!(count(&host, &del).0, 2, "itself and iptables-restore");
 }
+
+#[test]
+fn c15_portmap_del_when_no_port_is_recorded_runs_no_program_and_waits_for_nobody() {
+    let mut host = Host::apart();
+    let result = host.flannel("ADD").ok().stdout;
+    let stdin = format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"portmap","prevResult":{result}}}"#);
+    let del = host.call("portmap", "DEL", stdin);
+    // The old iptables in use, which keeps its rules elsewhere.
+    host.exec(&["iptables-legacy", "-t", "nat", "-N", "SOMEBODYS"]);
+    let _held = kernel::lock::Lock::wait(
+        std::path::Path::new(&host.path("run/cni-firewall.lock")),
+        std::time::Instant::now() + std::time::Duration::from_secs(60),
+    )
+    .unwrap();
+    let started = std::time::Instant::now();
+    assert_eq!(count(&host, &del).0, 1, "itself");
+    assert!(started.elapsed() < std::time::Duration::from_secs(30));
+}

@@ -138,7 +138,7 @@ fn kill_at_each(
 
 /// flannel's ADD or DEL.
 fn kill_flannel(verb: &str, masquerade: bool, more: &str) {
-    let mut host = Host::new();
+    let mut host = Host::apart();
     host.dual_stack();
     if masquerade {
         host.subnet_env("10.244.0.0/16", "10.244.7.1/24", "", "", false);
@@ -175,7 +175,7 @@ fn kill_flannel(verb: &str, masquerade: bool, more: &str) {
 
 /// ADD or DEL of a plugin after flannel in a chain, the container being there all the time.
 fn kill_chained(plugin: &str, verb: &str, more: &str, look: &dyn Fn(&Host, &dyn Fn() -> String)) {
-    let mut host = Host::new();
+    let mut host = Host::apart();
     let result = host.flannel("ADD").ok().stdout;
     let stdin =
         format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"{plugin}","prevResult":{result}{more}}}"#);
@@ -263,15 +263,11 @@ fn c6_add_when_any_system_call_fails_fails_in_order_and_one_del_removes_the_rest
         // Always closes, whatever it says.
         "close",
     ];
-    let mut host = Host::new();
+    let mut host = Host::apart();
     let stdin = host.config("cbr0", "");
     let add = host.call("flannel", "ADD", stdin.clone());
     let del = host.call("flannel", "DEL", stdin);
-    host.run(&add).ok();
-    host.run(&del).ok();
-    let mut calls = system_calls(&host, &add, At::Each);
-    calls.retain(|(name, _)| !LEFT_ALONE.contains(&name.as_str()));
-    host.run(&del).ok();
+    let calls = calls_to_fail(&host, &add, &del, |name| !LEFT_ALONE.contains(&name));
     let mut failed = 0;
     for (i, (name, count)) in calls.iter().enumerate() {
         let error = ERRORS[i % ERRORS.len()];
@@ -296,6 +292,97 @@ fn c6_add_when_any_system_call_fails_fails_in_order_and_one_del_removes_the_rest
         calls.len()
     );
     host.assert_nothing_left("cbr0");
+}
+
+/// The system calls of an ADD on a host that has had a container before, those that are `meant` to fail.
+fn calls_to_fail(
+    host: &Host,
+    add: &Call<'_>,
+    del: &Call<'_>,
+    meant: impl Fn(&str) -> bool,
+) -> Vec<(String, usize)> {
+    host.run(add).ok();
+    host.run(del).ok();
+    let mut calls = system_calls(host, add, At::Each);
+    calls.retain(|(name, _)| meant(name));
+    host.run(del).ok();
+    calls
+}
+
+/// Calls that write: files and folders, and the answer itself.
+const WRITING: [&str; 10] = [
+    "openat",
+    "write",
+    "pwrite64",
+    "linkat",
+    "renameat2",
+    "renameat",
+    "mkdir",
+    "mkdirat",
+    "symlinkat",
+    "ftruncate",
+];
+
+/// As a runtime that tries again does, without a DEL in between.
+#[test]
+fn add_when_any_write_fails_works_once_the_cause_is_gone() {
+    const ERRORS: [&str; 5] = ["ENOSPC", "EDQUOT", "EROFS", "EIO", "ENFILE"];
+    for more in [String::new(), chain()] {
+        let mut host = Host::apart();
+        let stdin = host.config("cbr0", &more);
+        let add = host.call("flannel", "ADD", stdin.clone());
+        let del = host.call("flannel", "DEL", stdin);
+        let calls = calls_to_fail(&host, &add, &del, |name| WRITING.contains(&name));
+        let mut failed = 0;
+        for (i, (name, count)) in calls.iter().enumerate() {
+            let error = ERRORS[i % ERRORS.len()];
+            let options = format!("-e inject={name}:error={error}:when={count}");
+            let answer = traced(&host, &add, CHILDREN_LIVE, &options);
+            let what = || format!("{name} number {count} fails with {error}: {answer:?}");
+            if answer.status != 0 {
+                failed += 1;
+                let again = host.run(&add);
+                assert_eq!(again.status, 0, "{}: then {again:?}", what());
+            }
+            assert_eq!(host.run(&del).status, 0, "{}", what());
+            assert_eq!(host.pod_links(0), Vec::<String>::new(), "{}", what());
+            assert_eq!(host.reservations("cbr0"), [], "{}", what());
+            assert_eq!(host.saved(), Vec::<String>::new(), "{}", what());
+        }
+        assert!(failed > 5, "{failed} of {} writes made it fail", calls.len());
+    }
+}
+
+/// What a DEL that was cut off has left of its container's files is not taken for Go's by an ADD of the same id.
+#[test]
+fn del_when_killed_among_its_removals_leaves_nothing_that_an_add_takes_for_gos() {
+    let mut host = Host::apart();
+    let stdin = host.config("cbr0", "");
+    let add = host.call("flannel", "ADD", stdin.clone());
+    let del = host.call("flannel", "DEL", stdin);
+    host.run(&add).ok();
+    let mut calls = system_calls(&host, &del, At::Each);
+    calls.retain(|(name, _)| matches!(name.as_str(), "unlinkat" | "unlink" | "renameat2" | "rmdir"));
+    assert!(calls.len() >= 4, "{calls:?}");
+    for (name, count) in &calls {
+        host.run(&add).ok();
+        traced(
+            &host,
+            &del,
+            CHILDREN_LIVE,
+            &format!("-e inject={name}:signal=KILL:when={count}"),
+        );
+        let what = format!("DEL killed at {name} number {count}");
+        let again = host.run(&add);
+        if again.status != 0 {
+            // Its reservation was still there: a runtime calls DEL before it uses an id again.
+            host.run(&del).ok();
+            host.run(&add).ok();
+        }
+        assert!(!host.exists(&format!("flannel/.v2/{ID}/:legacy")), "{what}");
+        host.run(&del).ok();
+        assert_eq!(host.saved(), Vec::<String>::new(), "{what}");
+    }
 }
 
 #[test]
@@ -359,7 +446,7 @@ fn c7_nftables_ports_del_when_killed_at_every_distinct_call_leaves_nothing_after
 
 #[test]
 fn c7_first_ports_when_killed_between_programs_leave_nothing_and_shared_rules_come_once() {
-    let mut host = Host::new();
+    let mut host = Host::apart();
     let result = host.flannel("ADD").ok().stdout;
     let stdin =
         format!(r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"portmap","prevResult":{result}{PORTS}}}"#);

@@ -1,7 +1,5 @@
 //! C11: the node gets another lease while containers live on the old one.
 
-use serde_json::Value;
-
 use crate::rig::{Answer, Call, Host, ID};
 
 const SECOND: &str = "5ec04d0123456789";
@@ -14,14 +12,6 @@ fn flannel(host: &mut Host, verb: &'static str, i: usize, more: &str) -> Answer 
         ..host.call("flannel", verb, stdin)
     };
     host.run(&call)
-}
-
-fn bridge_addresses(host: &Host) -> Vec<String> {
-    let links: Value = serde_json::from_str(&host.ip(&["-j", "-4", "addr", "show", "dev", "cni0"])).unwrap();
-    let infos = links[0]["addr_info"].as_array().unwrap().iter();
-    infos
-        .map(|info| format!("{}/{}", info["local"].as_str().unwrap(), info["prefixlen"]))
-        .collect()
 }
 
 fn change_lease(host: &Host) {
@@ -45,7 +35,7 @@ fn c11_add_when_the_lease_has_changed_is_refused_in_gos_words_and_leaves_nothing
     let msg = "failed to set bridge addr: \"cni0\" already has an IP address different from 10.244.9.1/24";
     assert_eq!(refused.failure(), (999, msg.to_owned()));
     // The living one has lost nothing, and of the other nothing is there.
-    assert_eq!(bridge_addresses(&host), ["10.244.7.1/24"]);
+    assert_eq!(host.bridge_addresses(), ["10.244.7.1/24"]);
     host.pod_exec(0, &["ping", "-c1", "-W5", "10.244.7.1"]);
     assert_eq!(host.pod_links(1), Vec::<String>::new());
     assert_eq!(
@@ -77,7 +67,7 @@ fn c11_add_when_the_lease_has_changed_and_the_address_is_forced_replaces_the_gat
             flannel(&mut host, "ADD", 1, more).ok().addresses(),
             ["10.244.9.2/24"]
         );
-        assert_eq!(bridge_addresses(&host), ["10.244.9.1/24"]);
+        assert_eq!(host.bridge_addresses(), ["10.244.9.1/24"]);
         host.pod_exec(1, &["ping", "-c1", "-W5", "10.244.9.1"]);
         assert_eq!(masqueraded(&host), 2);
         for (n, i) in order.into_iter().enumerate() {

@@ -121,13 +121,26 @@ fn calls_when_wrong_are_refused_and_without_limits_handed_on() {
     let mut host = Host::new();
     let result = attach(&mut host, "eth0");
     for (more, msg) in [
-        (r#","ingressRate":8000"#, "if rate is set, burst must also be set"),
-        (r#","egressBurst":8000"#, "if burst is set, rate must also be set"),
+        (
+            r#","ingressRate":8000"#,
+            "if rate is set, burst must also be set: ingressRate is 8000, ingressBurst is not set",
+        ),
+        (
+            r#","egressBurst":8000"#,
+            "if burst is set, rate must also be set: egressBurst is 8000, egressRate is not set",
+        ),
+        (
+            r#","runtimeConfig":{"bandwidth":{"ingressRate":8000}}"#,
+            "if rate is set, burst must also be set: runtimeConfig.bandwidth.ingressRate is 8000, ingressBurst is not set",
+        ),
         (
             r#","egressRate":8,"egressBurst":34359738368"#,
-            "burst cannot be more than 4GB",
+            "burst cannot be more than 4GB: egressBurst is 34359738368 bits",
         ),
-        (r#","egressRate":1,"egressBurst":800"#, "invalid rate: 1"),
+        (
+            r#","egressRate":1,"egressBurst":800"#,
+            "invalid rate: 1: egressRate has to be 8 bits a second at least",
+        ),
         (
             r#","egressRate":-1,"egressBurst":800"#,
             "failed to parse network configuration: egressRate is -1: expected a whole number of bits, not negative",

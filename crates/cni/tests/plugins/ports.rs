@@ -5,9 +5,9 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cni::portmap::conntrack::forget_udp;
+use cni::portmap::conntrack::delete_udp_flows;
 use kernel::netns::Netns;
 use serde_json::Value;
 
@@ -23,6 +23,8 @@ fn chained(host: &mut Host, verb: &'static str, result: &Value, more: &str) -> C
     host.call("portmap", verb, stdin)
 }
 
+/// The files behind all names of iptables.
+const IPTABLES: [&str; 2] = ["xtables-nft-multi", "xtables-legacy-multi"];
 const TCP: &str = r#"{"hostPort":8080,"containerPort":80,"protocol":"tcp"}"#;
 
 fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
@@ -299,16 +301,14 @@ fn del_when_the_ports_or_the_backend_of_the_add_are_not_in_it_removes_the_rules_
     }
     // Where nothing is mapped no program is asked.
     let mut del = chained(&mut host, "DEL", &result, "");
-    let few = host.path("few");
-    std::fs::create_dir(&few).unwrap();
-    std::os::unix::fs::symlink("/usr/bin/nsenter", format!("{few}/nsenter")).unwrap();
-    del.variables.push(("PATH", &few));
+    let ours = del.program.clone();
+    del.program = host.without("portmap", &[IPTABLES[0], IPTABLES[1], "nft"]);
     host.run(&del).ok();
     // One that is gone while there are rules is told of, so that the runtime comes again.
     let add = chained(&mut host, "ADD", &result, &mappings(TCP));
     host.run(&add).ok();
     host.run(&del).failure();
-    del.variables.clear();
+    del.program = ours;
     host.run(&del).ok();
     assert_eq!(of_containers(&host), Vec::<String>::new());
 }
@@ -335,6 +335,30 @@ fn del_when_iptables_is_of_the_old_kind_removes_ports_that_are_not_in_it() {
     del.variables.push(("PATH", &path));
     host.run(&del).ok();
     assert!(!listed(&host).contains("CNI-DN-"), "{}", listed(&host));
+}
+
+/// Before 1.6.2 `iptables-restore` takes neither `--wait` nor the lock.
+#[test]
+fn ports_when_iptables_restore_is_older_than_its_wait_are_mapped_under_the_lock() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    for program in ["iptables-restore", "ip6tables-restore"] {
+        let body = format!(
+            "case \" $* \" in *\" --wait \"*) echo \"{program}: unrecognized option '--wait'\" >&2; exit 2 ;; esac\n\
+             echo called >>{calls}\nflock -n /run/xtables.lock true && echo free >>{calls}\nexec /usr/sbin/{program} \"$@\"",
+            calls = host.path("calls"),
+        );
+        host.script(&format!("old/{program}"), &body);
+    }
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", host.path("old"));
+    for (verb, there) in [("ADD", true), ("CHECK", true), ("DEL", false)] {
+        let mut call = chained(&mut host, verb, &result, &mappings(TCP));
+        call.variables.push(("PATH", &path));
+        host.run(&call).ok();
+        assert_eq!(!of_containers(&host).is_empty(), there, "{verb}");
+    }
+    let calls = host.read("calls");
+    assert!(calls.contains("called") && !calls.contains("free"), "{calls}");
 }
 
 #[test]
@@ -469,7 +493,7 @@ fn flows_when_udp_began_before_the_mapping_are_forgotten() {
     // How many there are is what forgetting them says: this kernel has no list of flows to read.
     let forget = |host: &Host, to: &str, port: u16| {
         let to = to.parse().ok();
-        inside(&host.name, || forget_udp(false, &[(to, port)]).unwrap())
+        inside(&host.name, || delete_udp_flows(false, &[(to, port)]).unwrap())
     };
     let counts = |host: &Host| {
         [
@@ -491,6 +515,160 @@ fn flows_when_udp_began_before_the_mapping_are_forgotten() {
         assert_eq!(counts(&host), left, "only those the mapping takes over");
         let del = chained(&mut host, "DEL", &result, &mappings(&udp));
         host.run(&del).ok();
+    }
+}
+
+/// The rules are found by the container's id and lead to its address; what the network is called now, or whether the list still
+/// has portmap, is nothing to them.
+#[test]
+fn ports_when_the_list_is_renamed_or_loses_portmap_go_with_their_container() {
+    for backend in ["iptables", "nftables"] {
+        for how in [
+            "renamed",
+            "without portmap",
+            "by Go's bridge",
+            "renamed, nothing saved",
+        ] {
+            let mut host = Host::new();
+            host.dual_stack();
+            let (native, path) = match how {
+                "by Go's bridge" => (r#","nativeDelegate":false"#, GO_PLUGINS.to_owned()),
+                _ => ("", host.path("bin")),
+            };
+            let stdin = host.config("cbr0", native);
+            let add = Call {
+                path: path.clone(),
+                ..host.call("flannel", "ADD", stdin)
+            };
+            let result = host.run(&add).ok().json();
+            let more = format!(r#"{},"backend":"{backend}""#, mappings(TCP));
+            let add = chained(&mut host, "ADD", &result, &more);
+            host.run(&add).ok();
+            // Another network's attachment of the same container, and another container, keep theirs.
+            let elsewhere = result
+                .to_string()
+                .replace("10.244.7.2", "10.88.0.9")
+                .replace("::2/", "::9/");
+            let stdin = format!(
+                r#"{{"cniVersion":"1.0.0","name":"bystander","type":"portmap","prevResult":{elsewhere},"backend":"{backend}"{}}}"#,
+                mappings(r#"{"hostPort":9090,"containerPort":90,"protocol":"tcp"}"#)
+            );
+            let bystander = host.call("portmap", "ADD", stdin);
+            host.run(&bystander).ok();
+            let another = Call {
+                container: "another",
+                ..bystander.clone()
+            };
+            host.run(&another).ok();
+            let rules = |host: &Host| {
+                let saved =
+                    ["iptables-save", "ip6tables-save"].map(|program| host.exec(&[program, "-t", "nat"]));
+                let text = saved.concat() + &host.exec(&["nft", "list", "ruleset"]);
+                let of_pod = |l: &&str| l.contains("10.244.7.2:80") || l.contains("[fd00:10:244:7::2]:80");
+                let of_others = |l: &&str| l.contains("10.88.0.9:90") || l.contains("::9]:90");
+                (
+                    text.lines().filter(of_pod).count(),
+                    text.lines().filter(of_others).count(),
+                )
+            };
+            let (ours, others) = rules(&host);
+            assert!(ours >= 2 && others >= 4, "{ours} {others}");
+            let name = if how.starts_with("renamed") {
+                "new-name"
+            } else {
+                "cbr0"
+            };
+            if how.ends_with("nothing saved") {
+                std::fs::remove_dir_all(host.path("flannel")).unwrap();
+                std::fs::rename(host.path("networks/cbr0"), host.path("networks/new-name")).unwrap();
+                std::fs::remove_dir_all(host.path("networks/.owners")).unwrap();
+            }
+            let stdin = host.config(name, native);
+            let del = Call {
+                path,
+                ..host.call("flannel", "DEL", stdin)
+            };
+            host.run(&del).ok();
+            assert_eq!(rules(&host), (0, others), "{backend} {how}");
+            host.run(&del).ok();
+        }
+    }
+}
+
+/// A client that goes on sending to the port reaches whoever has it next, here a program of the host itself.
+#[test]
+fn flows_when_their_container_is_gone_are_forgotten_and_the_port_works_for_its_old_clients() {
+    let ways = [
+        "portmap",
+        "portmap without result",
+        "portmap without ports",
+        "flannel alone",
+        "gc",
+    ];
+    let all = ways
+        .into_iter()
+        .flat_map(|how| ["iptables", "nftables"].map(|backend| (how, backend)));
+    for (how, backend) in all {
+        let mut host = Host::new();
+        let result = host.flannel("ADD").ok().json();
+        let stdin = host.config("cbr0", "");
+        let client = Call {
+            container: "client",
+            netns: host.pod(1),
+            ..host.call("flannel", "ADD", stdin)
+        };
+        host.run(&client).ok();
+        let udp = mappings(r#"{"hostPort":5353,"containerPort":53,"protocol":"udp"}"#);
+        let udp = format!(r#"{udp},"backend":"{backend}""#);
+        let add = chained(&mut host, "ADD", &result, &udp);
+        host.run(&add).ok();
+        let how = format!("{how}, {backend}");
+        let listen = |namespace: String, port: u16| {
+            let socket = inside(&namespace, || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket
+        };
+        let in_pod = listen(format!("{}-0", host.name), 53);
+        let sender = inside(&format!("{}-1", host.name), || {
+            UdpSocket::bind("0.0.0.0:5555").unwrap()
+        });
+        let heard = |by: &UdpSocket, word: &[u8]| {
+            let mut buffer = [0; 16];
+            // A packet may be lost while addresses are looked up.
+            (0..3).any(|_| {
+                sender.send_to(word, ("10.244.7.1", 5353)).unwrap();
+                matches!(by.recv(&mut buffer), Ok(length) if &buffer[..length] == word)
+            })
+        };
+        assert!(heard(&in_pod, b"one"), "{how}: the port leads to the container");
+        let stdin = host.config("cbr0", "").replace("1.0.0", "1.1.0");
+        match how.split_once(',').unwrap().0 {
+            "portmap" => {
+                let del = chained(&mut host, "DEL", &result, &udp);
+                host.run(&del).ok();
+            }
+            without @ ("portmap without result" | "portmap without ports") => {
+                let ports = if without.ends_with("ports") { "" } else { &udp };
+                let stdin = format!(r#"{{"cniVersion":"0.3.1","name":"cbr0","type":"portmap"{ports}}}"#);
+                let del = host.call("portmap", "DEL", stdin);
+                host.run(&del).ok();
+            }
+            "flannel alone" => {
+                host.flannel("DEL").ok();
+            }
+            _ => {
+                host.pod_ip(0, &["link", "del", "eth0"]);
+                let list = r#","cni.dev/valid-attachments":[{"containerID":"client","ifname":"eth0"}]}"#;
+                let stdin = format!("{}{list}", stdin.strip_suffix('}').unwrap());
+                let gc = host.call("flannel", "GC", stdin);
+                host.run(&gc).ok();
+            }
+        }
+        let on_host = listen(host.name.clone(), 5353);
+        assert!(
+            heard(&on_host, b"two"),
+            "{how}: the flow still leads to the container that is gone"
+        );
     }
 }
 
@@ -595,16 +773,7 @@ fn conditions_when_containers_have_different_ones_are_each_their_own() {
 fn backend_when_only_nftables_is_installed_and_none_is_named_is_that() {
     let mut host = Host::new();
     let result = host.flannel("ADD").ok().json();
-    std::fs::create_dir(host.path("nft-only")).unwrap();
-    std::os::unix::fs::symlink("/usr/sbin/nft", host.path("nft-only/nft")).unwrap();
-    let portmap = host.folder.path().join("portmap");
-    let script = format!(
-        "#!/bin/sh\nPATH={} exec {}\n",
-        host.path("nft-only"),
-        host.path("bin/portmap")
-    );
-    std::fs::write(&portmap, script).unwrap();
-    std::fs::set_permissions(&portmap, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let portmap = host.without("portmap", &IPTABLES);
     for conditions in ["", r#","conditionsV4":["ip","saddr","!=","192.0.2.1"]"#] {
         let more = format!("{}{conditions}", mappings(TCP));
         for (verb, there) in [("ADD", true), ("CHECK", true), ("DEL", false)] {
@@ -620,4 +789,86 @@ fn backend_when_only_nftables_is_installed_and_none_is_named_is_that() {
         }
     }
     assert_eq!(host.nat(), Vec::<String>::new());
+}
+
+#[test]
+fn ports_when_path_lacks_the_systems_folders_are_mapped_all_the_same() {
+    let mut host = Host::new();
+    let result = host.flannel("ADD").ok().json();
+    let few = host.path("few");
+    std::fs::create_dir(&few).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/nsenter", format!("{few}/nsenter")).unwrap();
+    for (verb, there) in [("ADD", true), ("CHECK", true), ("DEL", false)] {
+        let mut call = chained(&mut host, verb, &result, &mappings(TCP));
+        call.variables.push(("PATH", &few));
+        host.run(&call).ok();
+        assert_eq!(!of_containers(&host).is_empty(), there, "{verb}");
+    }
+}
+
+/// Folder with an `iptables-restore` that tells its process id and never ends.
+fn hanging(host: &Host) -> String {
+    let told = host.path("restore-pid");
+    for program in ["iptables-restore", "ip6tables-restore"] {
+        let body = format!("echo $$ >> {told}\nexec sleep 1000");
+        host.script(&format!("hanging/{program}"), &body);
+    }
+    format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", host.path("hanging"))
+}
+
+fn is_gone(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.is_empty() || stat.contains(") Z ")
+}
+
+#[test]
+fn firewall_program_when_its_call_is_killed_ends_too_and_holds_nobody_up() {
+    let mut host = Host::apart();
+    let result = host.flannel("ADD").ok().json();
+    let path = hanging(&host);
+    let mut add = chained(&mut host, "ADD", &result, &mappings(TCP));
+    add.variables.push(("PATH", &path));
+    let running = host.start(&add);
+    let until = Instant::now() + Duration::from_secs(60);
+    while !host.exists("restore-pid") || host.read("restore-pid").trim().is_empty() {
+        assert!(Instant::now() < until, "no program was started");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.kill();
+    let pid = host.read("restore-pid").trim().to_owned();
+    while !is_gone(&pid) {
+        assert!(Instant::now() < until, "{pid} lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let del = chained(&mut host, "DEL", &result, &mappings(TCP));
+    host.run(&del).ok();
+    assert_eq!(of_containers(&host), Vec::<String>::new());
+}
+
+#[test]
+fn dels_when_a_firewall_program_hangs_end_all_in_time_with_try_again() {
+    let mut host = Host::apart();
+    let result = host.flannel("ADD").ok().json();
+    let add = chained(&mut host, "ADD", &result, &mappings(TCP));
+    host.run(&add).ok();
+    let path = hanging(&host);
+    let mut del = chained(&mut host, "DEL", &result, &mappings(TCP));
+    del.variables.push(("PATH", &path));
+    let started = Instant::now();
+    let dels: Vec<_> = (0..3).map(|_| host.start(&del)).collect();
+    for del in dels {
+        let (code, msg) = del.finish().failure();
+        assert_eq!(code, 11, "{msg}");
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(100),
+        "{:?}",
+        started.elapsed()
+    );
+    for pid in host.read("restore-pid").lines() {
+        assert!(is_gone(pid), "{pid}");
+    }
+    del.variables.clear();
+    host.run(&del).ok();
+    assert_eq!(of_containers(&host), Vec::<String>::new());
 }

@@ -16,6 +16,8 @@ pub const ID: &str = "c0ffee0123456789";
 pub struct Host {
     pub name: String,
     pub folder: tempfile::TempDir,
+    /// `/run/flannel` is a folder of its own (`run`), and the plugins' firewall lock in it no other host's.
+    apart: bool,
     namespaces: Vec<String>,
     _lock: FirewallLock,
 }
@@ -91,12 +93,21 @@ impl Host {
         let mut host = Host {
             name: name.clone(),
             folder,
+            apart: false,
             namespaces: Vec::new(),
             _lock: FirewallLock::new(),
         };
         host.add_namespace(&name);
         host.ip(&["link", "set", "lo", "up"]);
         host.subnet_env("10.244.0.0/16", "10.244.7.1/24", "", "", true);
+        host
+    }
+
+    /// A host whose calls wait for no other's.
+    pub fn apart() -> Host {
+        let mut host = Host::new();
+        std::fs::create_dir(host.path("run")).unwrap();
+        host.apart = true;
         host
     }
 
@@ -199,7 +210,12 @@ impl Host {
     }
 
     fn command(&self, call: &Call<'_>) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new(if self.apart { "unshare" } else { "nsenter" });
+        if self.apart {
+            let enter = r#"mkdir -p /run/flannel && mount --bind "$0" /run/flannel && exec nsenter "$@""#;
+            let run = self.path("run");
+            command.args(["--mount", "sh", "-c", enter, &run]);
+        }
         command
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg(&call.program)
@@ -243,6 +259,29 @@ impl Host {
         Running(child)
     }
 
+    /// Makes a shell script that can be executed.
+    pub fn script(&self, name: &str, body: &str) -> PathBuf {
+        let file = self.folder.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        file
+    }
+
+    /// A plugin of ours on a host that lacks some firewall programs.
+    pub fn without(&self, plugin: &str, programs: &[&str]) -> PathBuf {
+        let mut body = String::new();
+        for program in programs {
+            body.push_str(&format!(
+                "mount --bind /dev/null /usr/sbin/{program} || exit 120\n"
+            ));
+        }
+        body.push_str(&format!("exec {}", self.path(&format!("bin/{plugin}"))));
+        let inner = self.script(&format!("lacking/{plugin}"), &body);
+        let unshare = format!("exec unshare --mount {}", inner.display());
+        self.script(&format!("without/{plugin}"), &unshare)
+    }
+
     /// A program in the host's namespace, which has to succeed.
     pub fn exec(&self, command: &[&str]) -> String {
         run_in(&self.name, command)
@@ -277,6 +316,16 @@ impl Host {
 
     pub fn pod_links(&self, i: usize) -> Vec<String> {
         link_names(&self.pod_ip(i, &["-j", "link"]))
+    }
+
+    /// IPv4 addresses of cni0.
+    pub fn bridge_addresses(&self) -> Vec<String> {
+        let links: Value =
+            serde_json::from_str(&self.ip(&["-j", "-4", "addr", "show", "dev", "cni0"])).unwrap();
+        let infos = links[0]["addr_info"].as_array().unwrap().iter();
+        infos
+            .map(|info| format!("{}/{}", info["local"].as_str().unwrap(), info["prefixlen"]))
+            .collect()
     }
 
     /// Reservations of a network: address and content.
@@ -362,6 +411,12 @@ impl Drop for Host {
 pub struct Running(std::process::Child);
 
 impl Running {
+    /// Kills it, and nothing that it has started.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
     pub fn finish(self) -> Answer {
         let output = self.0.wait_with_output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

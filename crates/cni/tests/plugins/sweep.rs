@@ -1,6 +1,7 @@
 //! What is left of containers that are gone: collected whole, and nothing of anybody else.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -610,5 +611,34 @@ fn add_when_it_is_killed_while_it_sweeps_leaves_what_the_next_one_takes() {
                 sweep_again(host, firewall)
             },
         );
+    }
+}
+
+/// Reservations of other plugins' networks: of a container that is flannel's as well, of one that is alive where nobody sees it, and
+/// one whose address is inside flannel's subnet. Whoever made them has no record of them any more.
+#[test]
+fn add_when_a_dead_container_was_in_anothers_network_too_frees_nothing_there() {
+    let firewall = FIREWALLS[0];
+    let mut host = Host::new();
+    host.subnet_env("10.244.0.0/16", "10.244.66.1/24", "", "", true);
+    attach(&mut host, firewall, (1, "dead1", "eth0"));
+    let foreign = [
+        ("macvlan/192.0.2.7", "dead1\r\nnet1"),
+        ("macvlan/192.0.2.8", "vm\r\neth0"),
+        ("inside/10.244.66.77", "vm\r\neth1"),
+    ];
+    for (file, content) in foreign {
+        let path = host.path(&format!("networks/{file}"));
+        std::fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        host.exec(&["touch", "-d", "2 hours ago", &path]);
+    }
+    bury(&mut host, 1);
+    wait(&mut host, "a sweep", |host| {
+        sweep_again(host, firewall);
+        !host.exists("networks/cbr0/10.244.66.2")
+    });
+    for (file, content) in foreign {
+        assert_eq!(host.read(&format!("networks/{file}")), content, "{file}");
     }
 }

@@ -8,6 +8,7 @@ use etcd_proto::mvccpb::KeyValue;
 use prost::Message as _;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use super::acknowledged::{Acknowledged, refuse_odd};
 use super::index::{At, Index};
 use super::lease::{Clock, Leases};
 
@@ -25,6 +26,8 @@ pub const REVISION: &str = "revision";
 pub const COMPACTED: &str = "compacted";
 /// The leases' clock, milliseconds.
 pub const CLOCK: &str = "clock";
+/// The store's file.
+const STORE: &str = "registry.redb";
 const FORMAT: &str = "format";
 const FORMAT_NOW: i64 = 1;
 const CLUSTER_ID: &str = "cluster-id";
@@ -89,6 +92,10 @@ pub struct Loaded {
     pub leases: Leases,
     /// The newest revision.
     pub revision: i64,
+    /// Commits that were acknowledged and are gone.
+    pub lost: Option<Lost>,
+    /// Where the newest revision is noted.
+    pub acknowledged: Acknowledged,
     /// The last compaction, -1 = never.
     pub compacted: i64,
     /// The leases' clock, running.
@@ -101,6 +108,16 @@ pub struct Loaded {
     pub member_id: u64,
 }
 
+/// Commits that were acknowledged and are not in the store: its newer header was damaged, and the engine has gone on with the one
+/// before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The newest revision that is there.
+    pub kept: i64,
+    /// The newest that was acknowledged; none up to it is given away again.
+    pub acknowledged: i64,
+}
+
 /// Opens `dir`/registry.redb, making both where missing, and verifies every page's checksum.
 pub fn open(dir: &Path) -> Result<Loaded, OpenError> {
     let directory_error = |source| OpenError::Directory {
@@ -111,20 +128,32 @@ pub fn open(dir: &Path) -> Result<Loaded, OpenError> {
     if dir.join("member").is_dir() {
         return Err(OpenError::RealEtcd { path: dir.to_owned() });
     }
+    for name in ["lock", STORE] {
+        refuse_odd(dir, name).map_err(directory_error)?;
+    }
     let lock = File::create(dir.join("lock")).map_err(directory_error)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: dir.to_owned() }),
         Err(TryLockError::Error(error)) => return Err(directory_error(error)),
     }
-    let path = dir.join("registry.redb");
+    let path = dir.join(STORE);
     let opening = Opening { dir, path: &path };
     if !path.try_exists().map_err(directory_error)? {
         create(&opening)?;
     }
     let mut db = engine().open(&path).map_err(|error| opening.database(error))?;
     db.check_integrity().map_err(|error| opening.database(error))?;
-    load(db, lock, &opening)
+    let (acknowledged, noted) = Acknowledged::open(dir).map_err(directory_error)?;
+    let mut loaded = load(db, lock, acknowledged, &opening)?;
+    if let Some(noted) = noted.filter(|noted| *noted > loaded.revision) {
+        loaded.lost = Some(Lost {
+            kept: loaded.revision,
+            acknowledged: noted,
+        });
+        loaded.revision = noted;
+    }
+    Ok(loaded)
 }
 
 fn engine() -> redb::Builder {
@@ -231,7 +260,12 @@ pub fn random_id() -> i64 {
     i64::try_from(random >> 1).unwrap_or(i64::MAX).max(1)
 }
 
-fn load(db: Database, lock: File, opening: &Opening<'_>) -> Result<Loaded, OpenError> {
+fn load(
+    db: Database,
+    lock: File,
+    acknowledged: Acknowledged,
+    opening: &Opening<'_>,
+) -> Result<Loaded, OpenError> {
     let txn = db.begin_read().map_err(|error| opening.failed(error))?;
     let meta = txn.open_table(META).map_err(|error| opening.failed(error))?;
     let number = |name: &str| -> Result<Option<i64>, OpenError> {
@@ -297,6 +331,8 @@ fn load(db: Database, lock: File, opening: &Opening<'_>) -> Result<Loaded, OpenE
         index,
         leases,
         revision,
+        lost: None,
+        acknowledged,
         compacted,
         clock,
         removable,

@@ -176,4 +176,45 @@ mod tests {
         assert_eq!(leases.ids().collect::<Vec<_>>(), vec![8]);
         assert_eq!(leases.renew(7, 0), Err(Refusal::LeaseNotFound));
     }
+
+    #[test]
+    fn lease_when_granted_is_bounded_and_taken_ids_are_refused() {
+        let mut leases = Leases::default();
+        assert!(leases.is_empty());
+        assert_eq!(leases.grant(1, MAX_LEASE_TTL, 0), Ok(MAX_LEASE_TTL));
+        assert_eq!(
+            leases.grant(2, MAX_LEASE_TTL + 1, 0),
+            Err(Refusal::LeaseTtlTooLarge)
+        );
+        assert_eq!(leases.grant(1, 5, 0), Err(Refusal::LeaseExists));
+        assert_eq!(leases.grant(3, -5, 1000), Ok(MIN_LEASE_TTL));
+        let lease = leases.get(3).unwrap();
+        assert_eq!(
+            (lease.deadline_ms, lease.remaining(1000), lease.remaining(1001)),
+            (3000, 2, 1)
+        );
+        assert_eq!((lease.remaining(3000), lease.remaining(9000)), (0, 0));
+        leases.attach(3, b"k");
+        leases.attach(9, b"k");
+        assert_eq!(leases.get(3).unwrap().keys.len(), 1);
+        leases.detach(3, b"other");
+        assert_eq!(leases.get(3).unwrap().keys.len(), 1);
+        leases.detach(3, b"k");
+        assert!(leases.get(3).unwrap().keys.is_empty() && leases.get(9).is_none());
+        leases.remove(9);
+        assert!(!leases.is_empty());
+        leases.remove(1);
+        leases.remove(3);
+        assert!(leases.is_empty() && leases.first_to_end().is_none());
+    }
+
+    #[test]
+    fn clock_when_resumed_goes_on_from_what_was_saved() {
+        let clock = Clock::resume(5000);
+        let now = clock.now_ms();
+        assert!((5000..15_000).contains(&now), "{now}");
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(clock.now_ms() >= now + 5);
+        assert_eq!(Clock::resume(u64::MAX).now_ms(), u64::MAX);
+    }
 }

@@ -157,3 +157,174 @@ fn without_value(row: &KeyValue) -> KeyValue {
         ..*row
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(key: &str, create: i64, modified: i64, version: i64, value: &str) -> Arc<KeyValue> {
+        Arc::new(KeyValue {
+            key: key.into(),
+            create_revision: create,
+            mod_revision: modified,
+            version,
+            value: value.into(),
+            lease: 0,
+        })
+    }
+
+    fn rows() -> Vec<Arc<KeyValue>> {
+        vec![
+            row("a", 2, 9, 1, "z"),
+            row("b", 4, 4, 3, "x"),
+            row("c", 3, 5, 2, "y"),
+        ]
+    }
+
+    fn keys(rows: &[Arc<KeyValue>]) -> String {
+        rows.iter()
+            .map(|row| String::from_utf8_lossy(&row.key).into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn rows_when_sorted_are_in_the_order_of_the_target() {
+        let sorted = |target: SortTarget, order: SortOrder| {
+            let mut rows = rows();
+            let request = RangeRequest {
+                sort_target: target.into(),
+                sort_order: order.into(),
+                ..Default::default()
+            };
+            sort(&mut rows, &request);
+            keys(&rows)
+        };
+        for (target, ascending, descending) in [
+            (SortTarget::Key, "abc", "cba"),
+            (SortTarget::Version, "acb", "bca"),
+            (SortTarget::Create, "acb", "bca"),
+            (SortTarget::Mod, "bca", "acb"),
+            (SortTarget::Value, "bca", "acb"),
+        ] {
+            assert_eq!(sorted(target, SortOrder::Ascend), ascending, "{target:?}");
+            assert_eq!(sorted(target, SortOrder::Descend), descending, "{target:?}");
+        }
+        assert_eq!(sorted(SortTarget::Key, SortOrder::None), "abc");
+        assert_eq!(sorted(SortTarget::Mod, SortOrder::None), "bca");
+        let mut reversed = rows();
+        reversed.reverse();
+        sort(&mut reversed, &RangeRequest::default());
+        assert_eq!(keys(&reversed), "cba", "as they came");
+    }
+
+    #[test]
+    fn rows_when_bounds_are_given_are_those_within_both_ends_included() {
+        let kept = |request: RangeRequest| {
+            let mut rows = rows();
+            rows.retain(|row| is_within(row, &request));
+            keys(&rows)
+        };
+        let any = RangeRequest::default;
+        assert_eq!(kept(any()), "abc");
+        assert_eq!(
+            kept(RangeRequest {
+                min_mod_revision: 5,
+                ..any()
+            }),
+            "ac"
+        );
+        assert_eq!(
+            kept(RangeRequest {
+                max_mod_revision: 5,
+                ..any()
+            }),
+            "bc"
+        );
+        assert_eq!(
+            kept(RangeRequest {
+                min_create_revision: 3,
+                ..any()
+            }),
+            "bc"
+        );
+        assert_eq!(
+            kept(RangeRequest {
+                max_create_revision: 3,
+                ..any()
+            }),
+            "ac"
+        );
+        assert_eq!(
+            kept(RangeRequest {
+                min_mod_revision: 5,
+                max_create_revision: 2,
+                ..any()
+            }),
+            "a"
+        );
+        for request in [
+            RangeRequest {
+                min_mod_revision: 1,
+                ..any()
+            },
+            RangeRequest {
+                max_mod_revision: 1,
+                ..any()
+            },
+            RangeRequest {
+                min_create_revision: 1,
+                ..any()
+            },
+            RangeRequest {
+                max_create_revision: 1,
+                ..any()
+            },
+            RangeRequest {
+                sort_order: SortOrder::Ascend.into(),
+                ..any()
+            },
+        ] {
+            assert!(needs_all(&request), "{request:?}");
+        }
+        assert!(!needs_all(&RangeRequest {
+            sort_target: SortTarget::Mod.into(),
+            ..any()
+        }));
+    }
+
+    #[test]
+    fn answer_when_a_limit_is_given_has_so_many_rows_and_counts_all() {
+        let answer = |request: RangeRequest| {
+            let picked = Picked {
+                rows: rows().into_iter().map(Found::Row).collect(),
+                history: None,
+                count: 3,
+                revision: 12,
+            };
+            finish(picked, &request).unwrap()
+        };
+        let of = |limit| {
+            answer(RangeRequest {
+                limit,
+                ..Default::default()
+            })
+        };
+        let shape = |response: RangeResponse| (response.kvs.len(), response.more, response.count);
+        assert_eq!(
+            (shape(of(0)), shape(of(2)), shape(of(3))),
+            ((3, false, 3), (2, true, 3), (3, false, 3))
+        );
+        let keys_only = answer(RangeRequest {
+            keys_only: true,
+            ..Default::default()
+        });
+        assert!(
+            keys_only
+                .kvs
+                .iter()
+                .all(|kv| kv.value.is_empty() && !kv.key.is_empty() && kv.mod_revision > 0)
+        );
+        assert_eq!(of(0).header.unwrap().revision, 12);
+        assert!(!of(0).kvs[0].value.is_empty());
+    }
+}

@@ -67,3 +67,44 @@ impl Span {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_when_read_holds_the_keys_etcds_convention_means() {
+        let one = Span::new(b"b", b"");
+        assert_eq!((one.single(), one.is_empty()), (Some(&b"b"[..]), false));
+        assert!(one.contains(b"b") && !one.contains(b"ba") && !one.contains(b"a"));
+        assert_eq!(
+            one.bounds(),
+            Some((Bound::Included(&b"b"[..]), Bound::Included(&b"b"[..])))
+        );
+        let open = Span::new(b"b", b"\0");
+        assert_eq!((open.single(), open.is_empty()), (None, false));
+        assert!(open.contains(b"b") && open.contains(b"\xff") && !open.contains(b"a"));
+        assert_eq!(
+            open.bounds(),
+            Some((Bound::Included(&b"b"[..]), Bound::Unbounded))
+        );
+        let range = Span::new(b"b", b"d");
+        assert!(
+            range.contains(b"b")
+                && range.contains(b"c\xff")
+                && !range.contains(b"d")
+                && !range.contains(b"a")
+        );
+        assert_eq!(
+            range.bounds(),
+            Some((Bound::Included(&b"b"[..]), Bound::Excluded(&b"d"[..])))
+        );
+        for end in [&b"b"[..], b"a"] {
+            let none = Span::new(b"b", end);
+            assert!(
+                none.is_empty() && !none.contains(b"b") && none.bounds().is_none(),
+                "{end:?}"
+            );
+        }
+    }
+}

@@ -237,3 +237,125 @@ fn holds_for(compare: &Compare, row: &KeyValue) -> bool {
         Err(_) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compare(target: CompareTarget, result: CompareResult, union: Option<TargetUnion>) -> Compare {
+        Compare {
+            result: result.into(),
+            target: target.into(),
+            target_union: union,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn comparison_when_of_any_target_compares_that_and_with_zero_where_the_request_has_another() {
+        let row = KeyValue {
+            key: b"k".to_vec(),
+            create_revision: 3,
+            mod_revision: 5,
+            version: 2,
+            value: b"m".to_vec(),
+            lease: 7,
+        };
+        type Wanted = fn(i64) -> TargetUnion;
+        let numbers: [(CompareTarget, i64, Wanted, TargetUnion); 4] = [
+            (
+                CompareTarget::Create,
+                3,
+                TargetUnion::CreateRevision,
+                TargetUnion::Version(3),
+            ),
+            (
+                CompareTarget::Mod,
+                5,
+                TargetUnion::ModRevision,
+                TargetUnion::Version(5),
+            ),
+            (
+                CompareTarget::Version,
+                2,
+                TargetUnion::Version,
+                TargetUnion::Lease(2),
+            ),
+            (
+                CompareTarget::Lease,
+                7,
+                TargetUnion::Lease,
+                TargetUnion::Version(7),
+            ),
+        ];
+        let results = [
+            CompareResult::Equal,
+            CompareResult::NotEqual,
+            CompareResult::Greater,
+            CompareResult::Less,
+        ];
+        for (target, number, union, other) in numbers {
+            let holds = |wanted: i64| {
+                results.map(|result| holds_for(&compare(target, result, Some(union(wanted))), &row))
+            };
+            assert_eq!(holds(number), [true, false, false, false], "{target:?}");
+            assert_eq!(holds(number - 1), [false, true, true, false], "{target:?}");
+            assert_eq!(holds(number + 1), [false, true, false, true], "{target:?}");
+            for union in [Some(other), None] {
+                assert!(!holds_for(
+                    &compare(target, CompareResult::Equal, union.clone()),
+                    &row
+                ));
+                assert!(
+                    holds_for(&compare(target, CompareResult::Greater, union), &row),
+                    "than zero"
+                );
+            }
+        }
+        let value = |result, wanted: &[u8]| {
+            holds_for(
+                &compare(
+                    CompareTarget::Value,
+                    result,
+                    Some(TargetUnion::Value(wanted.to_vec())),
+                ),
+                &row,
+            )
+        };
+        assert!(
+            value(CompareResult::Equal, b"m")
+                && value(CompareResult::Greater, b"a")
+                && value(CompareResult::Less, b"z")
+        );
+        assert!(!value(CompareResult::Equal, b"mm"));
+        assert!(holds_for(
+            &compare(CompareTarget::Value, CompareResult::Greater, None),
+            &row
+        ));
+        let mut unknown = compare(
+            CompareTarget::Mod,
+            CompareResult::Equal,
+            Some(TargetUnion::ModRevision(99)),
+        );
+        unknown.result = 77;
+        assert!(holds_for(&unknown, &row));
+        unknown.result = CompareResult::Equal.into();
+        unknown.target = 77;
+        assert!(holds_for(&unknown, &row));
+    }
+
+    #[test]
+    fn transaction_when_anything_in_it_may_write_is_not_for_reading_alone() {
+        let op = |request| RequestOp { request };
+        let read = || op(Some(Request::RequestRange(Default::default())));
+        let put = || op(Some(Request::RequestPut(Default::default())));
+        let of = |success: Vec<RequestOp>, failure: Vec<RequestOp>| TxnRequest {
+            success,
+            failure,
+            ..Default::default()
+        };
+        assert!(is_read_only(&of(vec![read()], vec![read()])) && is_read_only(&of(vec![], vec![])));
+        assert!(!is_read_only(&of(vec![read(), put()], vec![])) && !is_read_only(&of(vec![], vec![put()])));
+        assert!(!is_read_only(&of(vec![op(None)], vec![])));
+    }
+}

@@ -243,3 +243,65 @@ async fn a_lease_when_the_server_restarts_keeps_what_remained_of_its_time() {
     assert_eq!(left[0].keys, [b"leased"]);
     server.stop().await;
 }
+
+/// A header that the disk has damaged: the engine goes back to the one before it, with a commit less than was acknowledged.
+#[tokio::test]
+async fn a_store_when_its_newer_header_is_damaged_says_what_is_lost_and_gives_no_revision_twice() {
+    use std::os::unix::fs::FileExt as _;
+    /// Of redb's file: the byte whose lowest bit tells the newer of two commit slots, where these begin, and their length.
+    const WHICH: u64 = 9;
+    const SLOTS: u64 = 64;
+    const SLOT: u64 = 128;
+    let dir = TempDir::new().expect("a directory");
+    let server = Process::ours(dir.path());
+    let mut clients = Clients::connect(&server.url).await;
+    let mut acknowledged = 0;
+    for i in 0..5 {
+        let reply = clients.kv.put(put("key", &i.to_string())).await.expect("a put");
+        acknowledged = reply.into_inner().header.expect("a header").revision;
+    }
+    server.kill();
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(dir.path().join("registry.redb"))
+        .expect("the store");
+    let mut which = [0];
+    file.read_exact_at(&mut which, WHICH).expect("a byte");
+    let slot = SLOTS + SLOT * u64::from(which[0] & 1);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, slot + 20).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 0xff], slot + 20).expect("damage");
+    drop(file);
+
+    let server = Process::ours_heard(dir.path());
+    let mut clients = Clients::connect(&server.url).await;
+    let (revision, rows) = read_all(&mut clients).await;
+    assert_eq!(
+        rows.get("key").map(String::as_str),
+        Some("3"),
+        "the last commit is gone"
+    );
+    assert_eq!(
+        revision, acknowledged,
+        "and its revision is not there for another"
+    );
+    let reply = clients.kv.put(put("key", "new")).await.expect("a put");
+    let next = reply.into_inner().header.expect("a header").revision;
+    assert_eq!(next, acknowledged + 1);
+    let said = server.said();
+    assert!(
+        said.contains(&format!("lost: {} of {acknowledged}", acknowledged - 1)),
+        "{said}"
+    );
+
+    // Once there is a commit behind what was lost, nothing is missing any more.
+    let server = Process::ours_heard(dir.path());
+    let mut clients = Clients::connect(&server.url).await;
+    let (revision, rows) = read_all(&mut clients).await;
+    assert_eq!(
+        (revision, rows.get("key").map(String::as_str)),
+        (next, Some("new"))
+    );
+    assert_eq!(server.said(), "");
+}

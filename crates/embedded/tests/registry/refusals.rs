@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use embedded::{OpenError, Options, ServeError};
+use embedded::{OpenError, ServeError, ServeOptions};
 use etcd_proto::etcdserverpb as pb;
 use tempfile::TempDir;
 use tonic::{Code, Status};
@@ -174,15 +174,15 @@ async fn http_1_when_asked_serves_health_and_version_and_refuses_the_v2_api_by_n
     }
 }
 
-async fn open_error(options: Options) -> String {
+async fn open_error(options: ServeOptions) -> String {
     let started = embedded::serve(options, std::future::pending()).await;
     let text = started.expect_err("a refusal").to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
 }
 
-fn options(listen: &str, dir: &Path) -> Options {
-    Options {
+fn options(listen: &str, dir: &Path) -> ServeOptions {
+    ServeOptions {
         listen: vec![listen.into()],
         data_dir: dir.to_owned(),
         tls: None,
@@ -208,7 +208,7 @@ async fn listening_when_it_is_beyond_loopback_needs_tls_or_the_word_insecure() {
         let text = open_error(options(listen, dir.path())).await;
         assert!(text.contains(named), "{text}");
     }
-    let insecure = Options {
+    let insecure = ServeOptions {
         insecure: true,
         ..options("0.0.0.0:0", dir.path())
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use embedded::{Bound, Options};
+use embedded::{Bound, ServeOptions};
 use etcd_proto::etcdserverpb as pb;
 use etcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use etcd_proto::etcdserverpb::kv_client::KvClient;
@@ -81,7 +81,7 @@ pub struct Ours {
 impl Ours {
     pub async fn start(dir: &Path) -> Ours {
         let (stop, stopped) = oneshot::channel();
-        let options = Options {
+        let options = ServeOptions {
             listen: vec!["127.0.0.1:0".into()],
             data_dir: dir.to_owned(),
             tls: None,
@@ -119,6 +119,22 @@ impl Process {
         let mut command = Command::new(example("serve"));
         command.arg(dir);
         Process::ready(command)
+    }
+
+    /// Ours, whose words are kept.
+    pub fn ours_heard(dir: &Path) -> Process {
+        let mut command = Command::new(example("serve"));
+        command.arg(dir).stderr(Stdio::piped());
+        Process::ready(command)
+    }
+
+    /// Kills it; what it has said on stderr.
+    pub fn said(mut self) -> String {
+        self.child.kill().expect("a child");
+        let mut text = String::new();
+        let stderr = self.child.stderr.take();
+        stderr.expect("stderr").read_to_string(&mut text).expect("text");
+        text
     }
 
     /// Ours on a disk that takes only so many kilobytes per file.

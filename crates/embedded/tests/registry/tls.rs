@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use embedded::{Options, Tls};
+use embedded::{ServeOptions, Tls};
 use etcd_proto::etcdserverpb::RangeRequest;
 use etcd_proto::etcdserverpb::kv_client::KvClient;
 use rcgen::{CertificateParams, Issuer, KeyPair};
@@ -70,8 +70,8 @@ async fn get(url: &str, tls: ClientTlsConfig) -> Result<(), String> {
         .map_err(|status| status.to_string())
 }
 
-fn options(dir: &Path, tls: Tls) -> Options {
-    Options {
+fn options(dir: &Path, tls: Tls) -> ServeOptions {
+    ServeOptions {
         listen: vec!["0.0.0.0:0".into()],
         data_dir: dir.to_owned(),
         tls: Some(tls),

@@ -276,3 +276,59 @@ fn subnet_fields_when_the_cluster_allocates_are_not_looked_at() {
     let nothing = Declared::parse(b"{}").unwrap().without_allocation().unwrap_err();
     assert!(nothing.to_string().contains("Network is not set"));
 }
+
+#[test]
+fn fields_when_zero_then_as_if_they_were_not_there() {
+    let zero = r#"{"Network":"10.5.0.0/16","SubnetLen":0,"SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0"}"#;
+    assert_eq!(
+        parse(zero).unwrap(),
+        parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap()
+    );
+    let six = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"MORE}"#;
+    let zero = six.replace(
+        "MORE",
+        r#","IPv6SubnetLen":0,"IPv6SubnetMin":"::","IPv6SubnetMax":"::""#,
+    );
+    assert_eq!(parse(&zero).unwrap(), parse(&six.replace("MORE", "")).unwrap());
+    let given = six.replace(
+        "MORE",
+        r#","IPv6SubnetLen":56,"IPv6SubnetMin":"fd00:0:0:1000::","IPv6SubnetMax":"fd00:0:0:2000::""#,
+    );
+    let space = space(&given);
+    let range = (space.subnet_len, space.min.to_string(), space.max.to_string());
+    assert_eq!(
+        range,
+        (56, "fd00:0:0:1000::".to_owned(), "fd00:0:0:2000::".to_owned())
+    );
+}
+
+#[test]
+fn range_when_it_is_one_subnet_then_taken() {
+    let one = space(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.7.0","SubnetMax":"10.5.7.0"}"#);
+    assert_eq!(
+        (one.min, one.max),
+        ("10.5.7.0".parse().unwrap(), "10.5.7.0".parse().unwrap())
+    );
+}
+
+#[test]
+fn networks_when_asked_for_then_those_of_the_families_in_use() {
+    let dual = parse(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#).unwrap();
+    let texts: Vec<String> = dual.networks().map(|net| net.to_string()).collect();
+    assert_eq!(texts, ["10.5.0.0/16", "fd00::/48"]);
+}
+
+#[test]
+fn config_when_larger_than_any_needs_then_refused() {
+    let of = |bytes: usize| {
+        let (start, end) = (r#"{"Network":"10.5.0.0/16","Comment":""#, r#""}"#);
+        format!("{start}{}{end}", "x".repeat(bytes - start.len() - end.len()))
+    };
+    assert!(NetworkConfig::parse(of(262_144).as_bytes()).is_ok());
+    assert_eq!(
+        NetworkConfig::parse(of(262_145).as_bytes())
+            .unwrap_err()
+            .to_string(),
+        "network config: 262145 bytes: expected at most 262144"
+    );
+}

@@ -210,3 +210,60 @@ fn snapshot_when_some_entries_are_bad_keeps_every_good_one() {
     assert_eq!(rejected, ["foo", "10.5.1.9-24", "10.5.1.0-024", "10.5.2.0-24"]);
     assert_eq!(snapshot.revision, 7);
 }
+
+#[test]
+fn lease_when_larger_than_any_needs_then_it_is_none() {
+    let value = |bytes: usize| {
+        let (start, end) = (r#"{"PublicIP":"192.0.2.1","BackendData":""#, r#""}"#);
+        let filling = "x".repeat(bytes - start.len() - end.len());
+        format!("{start}{filling}{end}")
+    };
+    assert_eq!(value(LARGEST_VALUE).len(), 16_384);
+    assert!(Lease::read("10.5.1.0-24", value(LARGEST_VALUE).as_bytes(), 1).is_ok());
+    let rejected = Lease::read("10.5.1.0-24", value(LARGEST_VALUE + 1).as_bytes(), 1).unwrap_err();
+    assert_eq!(
+        rejected.reason,
+        "lease value has more bytes than a lease needs: expected at most 16384"
+    );
+}
+
+#[test]
+fn entry_when_its_key_is_longer_than_any_leases_then_it_has_a_short_name_of_its_own() {
+    let longest = "255.255.255.254-31&ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe-127";
+    assert_eq!(name_of(longest), longest);
+    assert!(Subnet::parse_key(longest).is_ok());
+    let long = |filling: char, bytes: usize| {
+        let mut key = "k".to_owned();
+        key.extend(std::iter::repeat_n(filling, bytes / filling.len_utf8()));
+        key
+    };
+    assert_eq!(name_of(&long('a', 127)), long('a', 127));
+    let name = name_of(&long('a', 128)).into_owned();
+    assert!(
+        name.starts_with(&format!("k{}… (129 bytes, ", "a".repeat(63))),
+        "{name}"
+    );
+    assert_ne!(name_of(&(long('a', 199) + "b")), name_of(&(long('a', 199) + "c")));
+    for key in [long('a', 1 << 20), long('ä', 1001), long('\u{1f980}', 4000)] {
+        let name = name_of(&key).into_owned();
+        assert!(name.len() <= 128, "{name}");
+        assert_eq!(name_of(&name), name);
+        let rejected = Lease::read(&key, b"{}", 1).unwrap_err();
+        assert_eq!(rejected.key, name);
+        assert!(rejected.reason.len() < 500, "{}", rejected.reason);
+    }
+    // A lease's key behind a thousand zeros.
+    let key = format!("10.5.1.0-{}24", "0".repeat(1000));
+    assert!(Lease::read(&key, b"{}", 1).unwrap_err().reason.len() < 500);
+}
+
+/// Zeros before a length are a spelling of their own as far as keys are read at all.
+#[test]
+fn key_when_as_long_as_any_that_is_read_is_told_apart_from_a_longer_one() {
+    let key = |length: usize| {
+        let zeros = "0".repeat(length - "10.5.1.0-24".len());
+        Subnet::parse_key(&format!("10.5.1.0-{zeros}24"))
+    };
+    assert!(matches!(key(128), Err(SubnetKeyError::NotCanonical { .. })));
+    assert!(matches!(key(129), Err(SubnetKeyError::Form(_))));
+}

@@ -161,7 +161,7 @@ impl Objects {
     }
 
     /// Keys and objects from a key on, ascending; links are not among them unless the key is a link's.
-    pub fn range_from(&self, first: &Key) -> impl Iterator<Item = (Key, &Object)> {
+    pub fn range_from<'a>(&'a self, first: &Key) -> impl Iterator<Item = (Key, &'a Object)> + use<'a> {
         let probe = Entry::probe(first);
         let links = first
             .link()
@@ -238,18 +238,30 @@ mod tests {
     use super::*;
     use crate::object::{Link, LinkKind};
 
+    fn link(name: &str) -> LinkName {
+        LinkName::new(name).unwrap()
+    }
+
+    fn device(name: &str) -> Object {
+        let kind = LinkKind::Other("".into());
+        Object::Link(Box::new(Link {
+            name: link(name),
+            kind,
+            mac: None,
+            mtu: 1,
+            up: true,
+        }))
+    }
+
+    fn neighbour(on: &str, address: &str) -> Object {
+        Object::Neighbour(Neighbour {
+            link: link(on),
+            address: address.parse().unwrap(),
+            mac: Mac([0, 0, 0, 0, 0, 9]),
+        })
+    }
+
     fn all() -> Vec<Object> {
-        let link = |name: &str| LinkName::new(name).unwrap();
-        let device = |name: &str| {
-            let kind = LinkKind::Other("".into());
-            Object::Link(Box::new(Link {
-                name: link(name),
-                kind,
-                mac: None,
-                mtu: 1,
-                up: true,
-            }))
-        };
         let route = |net: &str, metric| {
             Object::Route(Route {
                 destination: net.parse().unwrap(),
@@ -261,14 +273,6 @@ mod tests {
             })
         };
         let mac = |last| Mac([0, 0, 0, 0, 0, last]);
-        let neighbour = |on: &str, address: &str| {
-            let address = address.parse().unwrap();
-            Object::Neighbour(Neighbour {
-                link: link(on),
-                address,
-                mac: mac(9),
-            })
-        };
         let forwarding = |on: &str, last| {
             let remote = "192.0.2.1".parse().unwrap();
             Object::Forwarding(Forwarding {
@@ -335,5 +339,31 @@ mod tests {
         assert_eq!(objects.remove(&all()[0].key()), Some(Object::Route(route)));
         assert_eq!(objects.remove(&all()[12].key()), Some(all()[12].clone()));
         assert_eq!(objects.len(), all().len() - 2);
+    }
+
+    #[test]
+    fn objects_when_some_are_not_kept_then_the_others_stay() {
+        let mut objects: Objects = all().into_iter().collect();
+        assert!(!objects.is_empty() && Objects::new().is_empty());
+        objects.retain(|object| !object.key().is_route() && object.key() != device("a").key());
+        let expected: Objects = all().into_iter().skip(4).take(8).collect();
+        assert_eq!(objects, expected);
+        assert_eq!(objects.links().cloned().collect::<Vec<_>>(), [device("b")]);
+        let text = format!("{:?}", Objects::from([device("b")]));
+        assert!(text.starts_with("{Link(\"b\"): Link("), "{text}");
+    }
+
+    #[test]
+    fn entry_when_of_the_same_key_then_equal_whatever_else_is_in_it() {
+        let one = Entry(neighbour("a", "10.1.1.1"));
+        let Object::Neighbour(mut changed) = neighbour("a", "10.1.1.1") else {
+            panic!()
+        };
+        changed.mac = Mac([1; 6]);
+        assert!(one == Entry(Object::Neighbour(changed)));
+        let other = Entry(neighbour("a", "10.1.1.2"));
+        assert!(one != other);
+        assert_eq!(one.partial_cmp(&other), Some(Ordering::Less));
+        assert!(Entry::probe(&device("a").key()).is_none());
     }
 }

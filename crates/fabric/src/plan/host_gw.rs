@@ -1,15 +1,15 @@
 //! host-gw: one route per peer, through the peer itself. Peers have to be neighbours on one segment.
 
 use crate::config::{NetworkConfig, RawBackend};
-use crate::lease::{Attributes, Subnet};
-use crate::node::{Identity, Node, Underlay};
-use crate::object::{LinkName, Object, Objects, ROUTE_PROTOCOL, Route};
-use crate::plan::{Backend, PeerHalf, PlanError};
+use crate::node::{Node, Underlay};
+use crate::object::{LinkName, Object, ROUTE_PROTOCOL, Route};
+use crate::plan::{Backend, Peer, PeerPlan, PlanError};
 
 /// `Backend.Type` and `BackendType`.
 pub const TYPE: &str = "host-gw";
+/// Its keys in `Backend`. `Name` and `MacPrefix` are for the Windows nodes of a cluster.
+pub const KEYS: &[&str] = &["Type", "Name", "MacPrefix"];
 
-#[derive(Debug)]
 struct HostGw;
 
 /// There is nothing to configure.
@@ -47,26 +47,16 @@ impl Backend for HostGw {
         Ok(underlay.mtu)
     }
 
-    fn identity(&self, _: &NetworkConfig, _: &Subnet, _: &Objects, _: Option<&Attributes>) -> Identity {
-        Identity::default()
-    }
-
-    fn attributes(&self, network: &NetworkConfig, underlay: &Underlay, _: &Identity) -> Attributes {
-        Node::base_attributes(network, underlay, TYPE)
-    }
-
-    fn own_objects(&self, _: &Node) -> Vec<Object> {
-        Vec::new()
-    }
-
-    fn peer_objects(&self, node: &Node, peer: &PeerHalf<'_>) -> Result<Vec<Object>, String> {
-        Ok(vec![Object::Route(Route {
-            destination: peer.subnet,
-            metric: peer.family.default_metric(),
-            gateway: Some(peer.public),
-            link: node.underlay.link,
-            onlink: false,
-            protocol: ROUTE_PROTOCOL,
-        })])
+    fn plan_peer(&self, node: &Node, peer: &Peer<'_>, plan: &mut PeerPlan) {
+        for half in peer.halves() {
+            plan.objects.push(Object::Route(Route {
+                destination: half.subnet,
+                metric: half.family.default_metric(),
+                gateway: Some(half.public),
+                link: node.underlay.link,
+                onlink: false,
+                protocol: ROUTE_PROTOCOL,
+            }));
+        }
     }
 }

@@ -8,17 +8,31 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::{NetworkConfig, RawBackend};
-use crate::go_json::Fields;
+use crate::go_json::{Fields, shorten};
+use crate::kind::Vxlan;
 use crate::lease::{Attributes, Subnet};
-use crate::node::{Identity, Node, Underlay};
+use crate::node::{Identity, Node, Provided, Underlay};
 use crate::object::{
     Address, Family, Forwarding, Key, Link, LinkKind, LinkName, Mac, Neighbour, Object, Objects,
-    ROUTE_PROTOCOL, Route, Vxlan,
+    ROUTE_PROTOCOL, Route,
 };
-use crate::plan::{Backend, PeerHalf, PlanError};
+use crate::plan::{Backend, Need, Peer, PeerHalf, PeerPlan, PlanError};
 
 /// `Backend.Type` and `BackendType`.
 pub const TYPE: &str = "vxlan";
+
+/// Its keys in `Backend`. `MacPrefix` and `Name` are for the Windows nodes of a cluster.
+pub const KEYS: &[&str] = &[
+    "Type",
+    "VNI",
+    "Port",
+    "MTU",
+    "GBP",
+    "Learning",
+    "DirectRouting",
+    "MacPrefix",
+    "Name",
+];
 
 /// Smallest MTU with which the kernel runs IPv4 (`ETH_MIN_MTU`) and IPv6 (RFC 8200) on a device.
 const MIN_MTU: [u32; 2] = [68, 1280];
@@ -37,9 +51,8 @@ struct Config {
 
 /// Reads the `Backend` object. `MacPrefix` (of Windows nodes) is accepted and unused.
 pub fn parse(raw: &RawBackend) -> Result<Box<dyn Backend>, PlanError> {
-    let json = |error: crate::go_json::GoJsonError| PlanError::Json(error.to_string());
-    let fields = Fields::parse(&raw.json).map_err(json)?;
-    let vni = fields.u32("VNI").map_err(json)?.unwrap_or(1);
+    let fields = raw.fields()?;
+    let vni = fields.u32("VNI")?.unwrap_or(1);
     // A device name has 15 bytes: `flannel-v6.9999` is the longest that fits, `flannel.9999999` for IPv4 alone.
     if vni >= 1 << 24 {
         return Err(PlanError::Config {
@@ -48,13 +61,13 @@ pub fn parse(raw: &RawBackend) -> Result<Box<dyn Backend>, PlanError> {
             expected: "0 to 16777215".to_owned(),
         });
     }
-    let port = fields.u32("Port").map_err(json)?.unwrap_or(0);
+    let port = fields.u32("Port")?.unwrap_or(0);
     let port = u16::try_from(port).map_err(|_| PlanError::Config {
         key: "Port",
         value: port.to_string(),
         expected: "a UDP port, 0 (kernel default) to 65535".to_owned(),
     })?;
-    let mtu = fields.u32("MTU").map_err(json)?;
+    let mtu = fields.u32("MTU")?;
     if let Some(mtu) = mtu.filter(|mtu| !(118..=65535).contains(mtu)) {
         return Err(PlanError::Config {
             key: "MTU",
@@ -66,10 +79,27 @@ pub fn parse(raw: &RawBackend) -> Result<Box<dyn Backend>, PlanError> {
         vni,
         port: (port != 0).then_some(port),
         mtu,
-        gbp: fields.bool("GBP").map_err(json)?.unwrap_or(false),
-        learning: fields.bool("Learning").map_err(json)?.unwrap_or(false),
-        direct_routing: fields.bool("DirectRouting").map_err(json)?.unwrap_or(false),
+        gbp: fields.bool("GBP")?.unwrap_or(false),
+        learning: fields.bool("Learning")?.unwrap_or(false),
+        direct_routing: fields.bool("DirectRouting")?.unwrap_or(false),
     }))
+}
+
+/// What peers know this node by: the VTEP MAC of each family's device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Macs {
+    pub(super) v4: Option<Mac>,
+    pub(super) v6: Option<Mac>,
+}
+
+impl Macs {
+    fn of(identity: &Identity, family: Family) -> Option<Mac> {
+        let macs = identity.open::<Macs>()?;
+        match family {
+            Family::V4 => macs.v4,
+            Family::V6 => macs.v6,
+        }
+    }
 }
 
 /// Bytes that encapsulation adds on an underlay of this family: outer IP, UDP 8, VXLAN 8, inner Ethernet 14.
@@ -110,10 +140,48 @@ impl Config {
                 learning: self.learning,
                 gbp: self.gbp,
             })),
-            mac: node.identity.mac(family),
+            mac: Macs::of(&node.identity, family),
             mtu: self.device_mtu(family, &node.underlay),
             up: true,
         })
+    }
+
+    /// What one family of a peer needs.
+    fn plan_half(&self, node: &Node, peer: &PeerHalf<'_>, objects: &mut Vec<Object>) -> Result<(), String> {
+        let route = |gateway, link, onlink| Route {
+            destination: peer.subnet,
+            metric: peer.family.default_metric(),
+            gateway: Some(gateway),
+            link,
+            onlink,
+            protocol: ROUTE_PROTOCOL,
+        };
+        if self.direct_routing
+            && let Some(link) = node.provided.direct.get(&peer.public)
+        {
+            objects.push(Object::Route(route(peer.public, *link, false)));
+            return Ok(());
+        }
+        let mac = peer_mac(peer.data)?;
+        if Some(mac) == Macs::of(&node.identity, peer.family) {
+            return Err(format!("VtepMAC {mac} is our own: was this machine cloned?"));
+        }
+        let link = self.link_name(peer.family).ok_or("device cannot be named")?;
+        let gateway: IpAddr = peer.subnet.network();
+        objects.extend([
+            Object::Neighbour(Neighbour {
+                link,
+                address: gateway,
+                mac,
+            }),
+            Object::Forwarding(Forwarding {
+                link,
+                mac,
+                remote: peer.public,
+            }),
+            Object::Route(route(gateway, link, true)),
+        ]);
+        Ok(())
     }
 }
 
@@ -129,18 +197,37 @@ impl Backend for Config {
             .collect()
     }
 
+    fn check(&self, network: &NetworkConfig) -> Result<(), PlanError> {
+        match network
+            .families()
+            .find(|family| self.link_name(*family).is_none())
+        {
+            None => Ok(()),
+            Some(family) => Err(PlanError::Config {
+                key: "VNI",
+                value: self.vni.to_string(),
+                expected: format!(
+                    "at most 9999999 for IPv4 and 9999 for IPv6: the {family} device's name has 15 characters"
+                ),
+            }),
+        }
+    }
+
+    fn without_effect(&self, underlay: &Underlay) -> Vec<String> {
+        let larger = self.mtu.filter(|mtu| *mtu > underlay.mtu);
+        let said = larger.map(|mtu| {
+            format!(
+                "Backend.MTU is {mtu}: it has no effect, since interface {} carries packets of {} bytes at most",
+                underlay.link, underlay.mtu
+            )
+        });
+        said.into_iter().collect()
+    }
+
     fn mtu(&self, network: &NetworkConfig, underlay: &Underlay) -> Result<u32, PlanError> {
+        self.check(network)?;
         let mut smallest = u32::MAX;
         for family in network.families() {
-            if self.link_name(family).is_none() {
-                return Err(PlanError::Config {
-                    key: "VNI",
-                    value: self.vni.to_string(),
-                    expected: format!(
-                        "at most 9999999 for IPv4 and 9999 for IPv6: the {family} device's name has 15 characters"
-                    ),
-                });
-            }
             if underlay.address(family).is_none() {
                 return Err(PlanError::Underlay(format!(
                     "interface {} has no {family} address",
@@ -167,11 +254,13 @@ impl Backend for Config {
         subnet: &Subnet,
         observed: &Objects,
         own: Option<&Attributes>,
+        _: &Provided,
     ) -> Identity {
         let mac = |family: Family| {
             let space = network.space(family)?;
             let device = self
                 .link_name(family)
+                .filter(|name| is_of(*name, subnet.of(family), observed))
                 .and_then(|name| match observed.get(&Key::Link(name)) {
                     Some(Object::Link(link)) if matches!(link.kind, LinkKind::Vxlan(_)) => link.mac,
                     _ => None,
@@ -180,20 +269,20 @@ impl Backend for Config {
             let derived = || Some(derive_mac(&space.network, &subnet.of(family)?, self.vni, family));
             device.filter(is_usable).or_else(published).or_else(derived)
         };
-        Identity {
-            mac4: mac(Family::V4),
-            mac6: mac(Family::V6),
-        }
+        Identity::new(Macs {
+            v4: mac(Family::V4),
+            v6: mac(Family::V6),
+        })
     }
 
     fn attributes(&self, network: &NetworkConfig, underlay: &Underlay, identity: &Identity) -> Attributes {
         // COMPAT: field order and the missing blanks matter: a Go node reads its own MAC back by splitting this text.
         let data = |family: Family| {
             network.space(family)?;
-            let mac = identity.mac(family)?;
+            let mac = Macs::of(identity, family)?;
             Some(format!("{{\"VNI\":{},\"VtepMAC\":\"{mac}\"}}", self.vni).into_boxed_str())
         };
-        let mut attributes = Node::base_attributes(network, underlay, TYPE);
+        let mut attributes = Node::base_attributes(network, underlay, self.wire_type());
         attributes.data = data(Family::V4);
         attributes.data6 = data(Family::V6);
         attributes
@@ -217,43 +306,18 @@ impl Backend for Config {
         objects
     }
 
-    fn wants_direct(&self) -> bool {
-        self.direct_routing
+    fn needs(&self) -> &[Need] {
+        if self.direct_routing {
+            &[Need::DirectRoutes]
+        } else {
+            &[]
+        }
     }
 
-    fn peer_objects(&self, node: &Node, peer: &PeerHalf<'_>) -> Result<Vec<Object>, String> {
-        let route = |gateway, link, onlink| Route {
-            destination: peer.subnet,
-            metric: peer.family.default_metric(),
-            gateway: Some(gateway),
-            link,
-            onlink,
-            protocol: ROUTE_PROTOCOL,
-        };
-        if self.direct_routing
-            && let Some(link) = node.direct.get(&peer.public)
-        {
-            return Ok(vec![Object::Route(route(peer.public, *link, false))]);
+    fn plan_peer(&self, node: &Node, peer: &Peer<'_>, plan: &mut PeerPlan) {
+        for half in peer.halves() {
+            plan.serve(half.family, |objects| self.plan_half(node, &half, objects));
         }
-        let mac = peer_mac(peer.data)?;
-        if Some(mac) == node.identity.mac(peer.family) {
-            return Err(format!("VtepMAC {mac} is our own: was this machine cloned?"));
-        }
-        let link = self.link_name(peer.family).ok_or("device cannot be named")?;
-        let gateway: IpAddr = peer.subnet.network();
-        Ok(vec![
-            Object::Neighbour(Neighbour {
-                link,
-                address: gateway,
-                mac,
-            }),
-            Object::Forwarding(Forwarding {
-                link,
-                mac,
-                remote: peer.public,
-            }),
-            Object::Route(route(gateway, link, true)),
-        ])
     }
 }
 
@@ -272,9 +336,21 @@ fn peer_mac(data: Option<&str>) -> Result<Mac, String> {
     if text.is_empty() {
         return Err("the peer has not published its VtepMAC yet".to_owned());
     }
-    Mac::parse(&text)
-        .filter(is_usable)
-        .ok_or_else(|| format!("vxlan data: VtepMAC is {text:?}; expected a unicast MAC address of 6 bytes"))
+    Mac::parse(&text).filter(is_usable).ok_or_else(|| {
+        format!(
+            "vxlan data: VtepMAC is {:?}; expected a unicast MAC address of 6 bytes",
+            shorten(&text)
+        )
+    })
+}
+
+/// Whether a device has the address that says it is this subnet's.
+///
+/// What has another, or none any more, may be left from a subnet that this node had before. Its MAC stays behind with that
+/// subnet: whoever holds it next may derive the same one, and two nodes with one MAC cannot both be reached.
+fn is_of(name: LinkName, subnet: Option<IpNet>, observed: &Objects) -> bool {
+    let address = subnet.and_then(|subnet| IpNet::new(subnet.network(), subnet.max_prefix_len()).ok());
+    address.is_some_and(|address| observed.contains_key(&Key::Address(name, address)))
 }
 
 /// Whether a device can have this MAC: unicast and not all zero.
@@ -287,12 +363,12 @@ fn is_usable(mac: &Mac) -> bool {
 /// FNV-1a over the text with a finaliser (splitmix64): stable across versions and machines, which is all that is asked of
 /// it. Locally administered, unicast.
 fn derive_mac(network: &IpNet, subnet: &IpNet, vni: u32, family: Family) -> Mac {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in format!("{network} {subnet} {vni} {family}").bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
+    let mut hash = crate::digest::fnv1a(format!("{network} {subnet} {vni} {family}").as_bytes());
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let [_, _, a, b, c, d, e, f] = (hash ^ (hash >> 31)).to_be_bytes();
     Mac([(a & 0xfe) | 0x02, b, c, d, e, f])
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,6 +125,11 @@ pub fn merge(live: &str, wish: &Wish, comments: bool) -> Option<String> {
     Some(lines.join("\n") + "\n")
 }
 
+/// Whether what `nft list table` printed is whole: what is opened in it is closed. Nothing at all is whole.
+pub fn is_whole(listing: &str) -> bool {
+    listing.lines().map(balance).sum::<i32>() == 0
+}
+
 /// A script for `nft --check -f -` that passes where `masquerade fully-random` is understood in this family.
 pub fn fully_random_probe(family: Family) -> String {
     let table = table(family);

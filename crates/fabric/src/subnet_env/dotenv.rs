@@ -190,3 +190,91 @@ fn expand(value: &str, known: &HashMap<String, String>) -> String {
     out.push_str(rest);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str) -> Option<String> {
+        let parsed = parse(&format!("A=1\nB_2=two\n{text}\n"));
+        assert_eq!(parsed.problems, Vec::<String>::new(), "{text}");
+        parsed.values.get("X").cloned()
+    }
+
+    #[test]
+    fn value_when_plain_then_up_to_a_comment_and_without_the_blanks_around() {
+        for (text, expected) in [
+            ("X=a b", "a b"),
+            ("X =  a  ", "a"),
+            ("X: a", "a"),
+            ("X=", ""),
+            ("X=a#b", "a#b"),
+            ("X=a #b", "a"),
+            ("X=#b", ""),
+            ("X=a'b'", "a'b'"),
+            ("\texport X=a", "a"),
+            ("export\tX=a", "a"),
+            ("X=a\nX=b", "b"),
+        ] {
+            assert_eq!(value(text).as_deref(), Some(expected), "{text:?}");
+        }
+        for text in ["", "# X=a", "  # X", "exportX=a", "x=a"] {
+            assert_eq!(value(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn value_when_quoted_then_escapes_and_variables_count_in_double_quotes_only() {
+        for (text, expected) in [
+            (r#"X="a # b""#, "a # b"),
+            ("X=\"a\nb\"", "a\nb"),
+            (r#"X="a\nb\rc\td\\e\"f""#, "a\nb\rctd\\e\"f"),
+            (r#"X="\\""#, "\\"),
+            (r#"X="$A-${B_2}""#, "1-two"),
+            (r#"X="\$A""#, "$A"),
+            (r"X='$A\n'", r"$A\n"),
+            (r#"X = "a" # b"#, "a"),
+        ] {
+            assert_eq!(value(text).as_deref(), Some(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn variables_when_named_then_what_an_earlier_line_set_or_nothing() {
+        for (text, expected) in [
+            ("X=$A", "1"),
+            ("X=<$B_2>", "<two>"),
+            ("X=${A}0", "10"),
+            ("X=$A.$A", "1.1"),
+            ("X=$A0", ""),
+            ("X=${A", "1"),
+            ("X=a$", "a$"),
+            ("X=$$A", "$1"),
+            ("X=$-", "$-"),
+            (r"X=\$A", "$A"),
+            ("X=$LATER\nLATER=1", ""),
+        ] {
+            assert_eq!(value(text).as_deref(), Some(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn line_when_it_makes_no_sense_then_its_number_is_said_and_the_next_begins_anew() {
+        let parsed = parse("A=1\n\nwhat is this\nB=\"x\nC=3\n=4\na-b=5\nD.e_f=6");
+        assert_eq!(
+            parsed.problems,
+            [
+                "line 3 is neither KEY=value nor a comment",
+                "line 4 has no closing quote",
+                "line 6 is neither KEY=value nor a comment",
+                "line 7 is neither KEY=value nor a comment",
+            ]
+        );
+        let mut keys: Vec<&str> = parsed.values.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["A", "C", "D.e_f"]);
+        assert_eq!(key_of(" export A.b_C : 1"), Some("A.b_C"));
+        assert_eq!(key_of("exported=1"), Some("exported"));
+        assert_eq!(key_of("no key"), None);
+    }
+}

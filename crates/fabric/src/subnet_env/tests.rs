@@ -202,6 +202,15 @@ fn strict_when_unusable_gives_the_texts_of_gos_plugin() {
             "strconv.ParseUint: parsing \"\\\"1\\t\\\"\": invalid syntax".into(),
         ),
         (
+            "FLANNEL_MTU=\u{1}\u{7f}",
+            "strconv.ParseUint: parsing \"\\x01\\x7f\": invalid syntax".into(),
+        ),
+        (
+            "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+            "/run/x is missing FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK, FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET"
+                .into(),
+        ),
+        (
             "FLANNEL_MTU=4294967296",
             "strconv.ParseUint: parsing \"4294967296\": value out of range".into(),
         ),

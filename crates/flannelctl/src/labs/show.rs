@@ -10,11 +10,37 @@ use super::{DEFAULT_NAME, verdict};
 use crate::arguments::Ended;
 use crate::output::{Mood, Out, cell, heading, mood};
 
-/// Every daemon and the registry run.
-pub fn alive(lab: &Lab) -> bool {
-    let daemons = &lab.state.daemons;
-    daemons.len() == lab.spec.hosts
-        && daemons.iter().all(|d| d.1.alive())
+/// How it stands with the daemon of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Daemon {
+    /// It runs and answers.
+    Runs,
+    /// There is a process, and this is why it counts for nothing.
+    Hangs(String),
+    /// There is none.
+    Down,
+}
+
+/// How it stands with the daemons, by host; asks each.
+pub fn daemons(lab: &Lab) -> Vec<Daemon> {
+    let of_host = |number: usize| {
+        let daemon = lab.state.daemons.iter().find(|d| d.0 == number);
+        let Some((_, process)) = daemon.filter(|d| d.1.alive()) else {
+            return Daemon::Down;
+        };
+        // The host's own `/run`, through the process.
+        let socket = format!("/proc/{}/root{}", process.pid, crate::socket::DEFAULT);
+        match crate::socket::why_silent(&socket) {
+            None => Daemon::Runs,
+            Some(why) => Daemon::Hangs(why.replace(&socket, crate::socket::DEFAULT)),
+        }
+    };
+    (1..=lab.spec.hosts).map(of_host).collect()
+}
+
+/// Every daemon runs and answers, and the registry runs.
+pub fn alive(lab: &Lab, daemons: &[Daemon]) -> bool {
+    daemons.iter().all(|daemon| *daemon == Daemon::Runs)
         && lab.state.store.as_ref().is_some_and(|s| s.process.alive())
 }
 
@@ -44,7 +70,7 @@ fn pods(lab: &Lab, host: usize) -> Vec<String> {
 }
 
 /// What is there, as JSON.
-pub fn inventory_json(lab: &Lab) -> Value {
+pub fn inventory_json(lab: &Lab, daemons: &[Daemon]) -> Value {
     let host = |number: usize| {
         let daemon = lab.state.daemons.iter().find(|d| d.0 == number).map(|d| &d.1);
         json!({
@@ -52,7 +78,7 @@ pub fn inventory_json(lab: &Lab) -> Value {
             "netns": lab.host(number).netns,
             "addresses": underlay(lab, number),
             "subnets": subnets(lab, number),
-            "flanneld": { "pid": daemon.map(|d| d.pid), "alive": daemon.is_some_and(|d| d.alive()), "log": daemon.map(|d| &d.log) },
+            "flanneld": { "pid": daemon.map(|d| d.pid), "alive": daemon.is_some_and(|d| d.alive()), "silent": silent(daemons, number), "log": daemon.map(|d| &d.log) },
         })
     };
     let store = lab.state.store.as_ref();
@@ -67,8 +93,16 @@ pub fn inventory_json(lab: &Lab) -> Value {
     })
 }
 
+/// Why the daemon of a host does not answer, where there is one that does not.
+fn silent(daemons: &[Daemon], number: usize) -> Option<&str> {
+    match daemons.get(number - 1) {
+        Some(Daemon::Hangs(why)) => Some(why),
+        _ => None,
+    }
+}
+
 /// What is there, as a table.
-pub fn inventory(lab: &Lab, out: &mut Out) -> Result<(), Ended> {
+pub fn inventory(lab: &Lab, daemons: &[Daemon], out: &mut Out) -> Result<(), Ended> {
     let store = match &lab.state.store {
         None => "no registry".to_owned(),
         Some(store) => {
@@ -98,16 +132,28 @@ pub fn inventory(lab: &Lab, out: &mut Out) -> Result<(), Ended> {
     out.line(&title)?;
     let mut rows = vec![heading(&["HOST", "FLANNELD", "UNDERLAY", "SUBNETS", "PODS"])];
     for number in 1..=lab.spec.hosts {
-        let daemon = lab.state.daemons.iter().find(|d| d.0 == number);
+        let daemon = daemons.get(number - 1);
+        let word = if silent(daemons, number).is_some() {
+            "HANGS"
+        } else {
+            "DOWN"
+        };
         rows.push(vec![
             cell(format!("h{number}")),
-            verdict(daemon.is_some_and(|d| d.1.alive()), "runs", "DOWN"),
+            verdict(daemon == Some(&Daemon::Runs), "runs", word),
             cell(underlay(lab, number).join(" ")),
             cell(subnets(lab, number).join(" ")),
             cell(pods(lab, number).join(", ")),
         ]);
     }
-    out.table(&rows)
+    out.table(&rows)?;
+    for number in 1..=lab.spec.hosts {
+        if let Some(why) = silent(daemons, number) {
+            let line = out.paint(Mood::Bad, &format!("h{number}: {why}"));
+            out.line(&line)?;
+        }
+    }
+    Ok(())
 }
 
 /// At most so many pods are shown as a matrix; beyond, counts and what is not good.

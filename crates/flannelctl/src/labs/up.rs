@@ -23,7 +23,7 @@ Builds a lab, proves it, measures it, and leaves it up.
 Usage: flannelctl lab up [--nodes N] [--backend TYPE] [--family 4|6|46] [--etcd] [--name NAME] [--json] ...
 
   --nodes N         hosts, each with one pod (default 3)
-  --backend TYPE    vxlan or host-gw (default vxlan)
+  --backend TYPE    vxlan, host-gw or any other that is built (default vxlan)
   --option K=V,...  keys of the backend's configuration, such as VNI=7,Port=4789,DirectRouting=true
   --family F        4, 6, or 46 for both (default 46)
   --etcd            Debian's etcd instead of the embedded registry
@@ -82,10 +82,9 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
 
 fn backend(read: &Arguments) -> Result<Value, Ended> {
     let kind = read.value_or("backend", "vxlan");
-    if !["vxlan", "host-gw"].contains(&kind) {
-        return Err(Ended::Usage(format!(
-            "--backend={kind}: expected vxlan or host-gw"
-        )));
+    if !fabric::plan::is_built(kind) {
+        let built = fabric::plan::built();
+        return Err(Ended::Usage(format!("--backend={kind}: expected one of {built}")));
     }
     let mut backend = json!({ "Type": kind });
     for option in read
@@ -190,7 +189,7 @@ fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     drop(guard);
-    std::thread::spawn(move || {
+    let listen = move || {
         runtime.block_on(async move {
             tokio::select! {
                 _ = interrupt.recv() => {}
@@ -201,7 +200,8 @@ fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
             // Later ones are heard, too, and change nothing: taking down must not be cut short.
             std::future::pending::<()>().await;
         });
-    });
+    };
+    std::thread::Builder::new().spawn(listen)?;
     Ok(flag)
 }
 
@@ -214,14 +214,14 @@ fn show_all(
     out: &mut Out,
 ) -> Result<(), Ended> {
     if as_json {
-        let mut value = show::inventory_json(lab);
+        let mut value = show::inventory_json(lab, &show::daemons(lab));
         value["seconds"] = json!(seconds);
         value["good"] = json!(matrix.good());
         value["matrix"] = serde_json::to_value(matrix)?;
         value["speeds"] = serde_json::to_value(speeds)?;
         return out.json(&value);
     }
-    show::inventory(lab, out)?;
+    show::inventory(lab, &show::daemons(lab), out)?;
     out.line("")?;
     show::matrix(lab, matrix, out)?;
     if !speeds.is_empty() {

@@ -1,18 +1,18 @@
 //! Writing the cache: not at every event, and not when nothing is new.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::lease::Lease;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
 
-use crate::cache::{Cache, Head, Moment, Own, Source};
-use crate::engine::report::Reporter;
+use super::records::{CACHE, Records};
+use crate::board::Reporter;
+use crate::cache::{Head, Moment, Own, Source};
 use crate::mailbox::{Command, Listing, Mailbox};
+use crate::truth::Truth;
 
 /// A change is written this long after it was heard of, with all that came meanwhile.
 const SETTLES: Duration = Duration::from_secs(2);
@@ -35,17 +35,16 @@ struct Holding {
 }
 
 /// Keeps the cache on disk what the registry last said.
-#[derive(Debug)]
 pub struct Recorder {
-    cache: Cache,
+    records: Arc<dyn Records>,
     source: Source,
     holding: Mutex<Option<Holding>>,
     /// What was written last, and when.
     written: Mutex<Option<(Head, Instant)>>,
     /// The own lease changed.
     changed: Notify,
-    /// Saving failed and was told.
-    told: AtomicBool,
+    /// Who is told whether it could be written.
+    truth: Truth,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -53,19 +52,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Recorder {
-    pub(super) fn new(cache: Cache, source: Source) -> Recorder {
+    pub(super) fn new(records: Arc<dyn Records>, source: Source, truth: Truth) -> Recorder {
         Recorder {
-            cache,
+            records,
             source,
             holding: Mutex::new(None),
             written: Mutex::new(None),
             changed: Notify::new(),
-            told: AtomicBool::new(false),
+            truth,
         }
-    }
-
-    pub(super) fn cache(&self) -> &Cache {
-        &self.cache
     }
 
     pub(super) fn source(&self) -> &Source {
@@ -79,7 +74,7 @@ impl Recorder {
             subnet: lease.subnet.to_string(),
             value: lease.attributes.to_json(),
             left: left(expires),
-            at: Moment::now(),
+            at: self.records.now(),
             lost: false,
         });
         self.changed.notify_one();
@@ -89,7 +84,7 @@ impl Recorder {
     pub(super) fn renewed(&self, expires: Option<Instant>) {
         if let Some(holding) = &mut *lock(&self.holding) {
             holding.left = left(expires);
-            holding.at = Moment::now();
+            holding.at = self.records.now();
             holding.lost = false;
         }
         self.changed.notify_one();
@@ -101,9 +96,7 @@ impl Recorder {
             holding.lost = true;
         }
         lock(&self.written).take();
-        if let Err(failure) = self.cache.forget() {
-            warn!("cache {}: {failure}", self.cache.file().display());
-        }
+        self.records.forget_cache();
     }
 
     /// Writes whenever there is something new, and not too often.
@@ -112,6 +105,7 @@ impl Recorder {
         let mut known = 0;
         loop {
             tokio::select! {
+                biased;
                 _ = standing.wait_for(|standing| standing.engaged && standing.revision != known) => {}
                 () = self.changed.notified() => {}
                 () = sleep(REFRESH) => {}
@@ -124,7 +118,7 @@ impl Recorder {
         }
     }
 
-    /// Writes what is known now, unless it was written less than `fresh` ago; the revision it is of.
+    /// Writes what is known now, unless it was written less than `fresh` ago; the revision it is of. `None`: it is not written.
     pub(super) async fn write(&self, mailbox: &Mailbox, fresh: Duration) -> Option<i64> {
         if lock(&self.holding).as_ref().is_none_or(|holding| holding.lost) {
             return None;
@@ -136,34 +130,20 @@ impl Recorder {
         if lock(&self.written).as_ref().is_some_and(is_known) {
             return Some(revision);
         }
-        let (cache, copy) = (self.cache.clone(), head.clone());
-        // Waiting for a disk must hold up nobody.
-        let saved = tokio::task::spawn_blocking(move || {
-            let saved = cache.save(&copy, &listing.lines);
-            drop(listing);
-            kernel::heap::trim();
-            saved.map_err(|failure| failure.to_string())
-        });
-        match saved.await.unwrap_or_else(|failure| Err(failure.to_string())) {
-            Ok(()) => {
-                if self.told.swap(false, Ordering::Relaxed) {
-                    info!("cache {}: written again", self.cache.file().display());
-                }
-                *lock(&self.written) = Some((head, Instant::now()));
-            }
-            Err(failure) => {
-                if !self.told.swap(true, Ordering::Relaxed) {
-                    warn!("cache: {failure}; going on without, it will be missing after a reboot");
-                }
-            }
-        }
-        Some(revision)
+        let saved = self.records.save_cache(head.clone(), listing.lines).await;
+        let is_saved = saved.is_ok();
+        self.truth.saved(CACHE, saved);
+        // What could not be written is tried again.
+        is_saved.then(|| {
+            *lock(&self.written) = Some((head, Instant::now()));
+            revision
+        })
     }
 
     fn head(&self, listing: &Listing) -> Option<Head> {
         let holding = lock(&self.holding);
         let holding = holding.as_ref().filter(|holding| !holding.lost)?;
-        let now = Moment::now();
+        let now = self.records.now();
         let elapsed = now.since_in_this_boot(&holding.at).unwrap_or(0);
         let own = Own {
             subnet: holding.subnet.clone(),

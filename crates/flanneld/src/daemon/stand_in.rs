@@ -12,8 +12,7 @@ use tracing::{info, warn};
 
 use super::ground::{Config, Former, Ground, addresses};
 use super::{Daemon, listed_at};
-use crate::cache::{Head, Moment, utc};
-use crate::interface;
+use crate::cache::{Doubt, Head, utc};
 use crate::truth::Cached;
 
 /// A registry that has neither answered nor failed by then does not answer.
@@ -27,6 +26,8 @@ struct Fabric {
     lease: Lease,
     ground: Ground,
     snapshot: Snapshot,
+    /// What cannot be told of it.
+    doubt: Option<Doubt>,
 }
 
 impl Daemon {
@@ -37,17 +38,19 @@ impl Daemon {
             return pending().await;
         }
         tokio::select! {
+            biased;
             () = self.doubt.notified() => {}
             () = sleep(PATIENCE) => {}
         }
         loop {
-            let useless = match self.fabric_of_cache() {
+            let useless = match self.fabric_of_cache().await {
                 Ok(None) => return pending().await,
                 Ok(Some(fabric)) => self.serve(fabric, previous).await?,
                 Err(useless) => useless,
             };
             self.truth.cached(Cached::Useless(useless));
             tokio::select! {
+                biased;
                 () = self.underlay_changed.notified() => {}
                 () = sleep(LOOK) => {}
             }
@@ -55,23 +58,25 @@ impl Daemon {
     }
 
     /// `None` where there is no cache; the error says why it cannot be served from.
-    fn fabric_of_cache(&self) -> Result<Option<Fabric>, String> {
-        let cache = self.recorder.cache();
-        let Some(head) = cache.head()? else {
+    async fn fabric_of_cache(&self) -> Result<Option<Fabric>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let Some(head) = self.records.cached_head().await? else {
             return Ok(None);
         };
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        head.judge(self.recorder.source(), &Moment::now())
+        let doubt = head
+            .judge(self.recorder.source(), &self.records.now())
             .map_err(|e| text(&e))?;
         let network = NetworkConfig::parse(head.config.as_bytes()).map_err(|e| text(&e))?;
         let lease = Lease::read(&head.own.subnet, head.own.value.as_bytes(), 0)
             .map_err(|e| format!("the own lease in it: {}", e.reason))?;
-        let selected = interface::choose(&self.options.interface, &network).map_err(|e| text(&e))?;
         let config = Config {
             text: head.config.clone(),
             network,
         };
-        let ground = Ground::new(config, selected).map_err(|e| format!("{e:#}"))?;
+        let ground = self
+            .find("ground of the cache", config)
+            .await
+            .map_err(|e| text(&e))?;
         if !ground.me().own(ground.network(), &lease) {
             return Err(format!(
                 "the own lease {} in it is of another address than {}",
@@ -79,7 +84,11 @@ impl Daemon {
                 addresses(&ground.underlay)
             ));
         }
-        let Some((head, snapshot)) = cache.load()? else {
+        let subnet = ground
+            .served(lease.subnet)
+            .ok_or_else(|| format!("no half of the own lease {} in it can be served", lease.subnet))?;
+        let lease = Lease { subnet, ..lease };
+        let Some((head, snapshot)) = self.records.cached().await? else {
             return Ok(None);
         };
         Ok(Some(Fabric {
@@ -87,6 +96,7 @@ impl Daemon {
             lease,
             ground,
             snapshot,
+            doubt,
         }))
     }
 
@@ -97,6 +107,7 @@ impl Daemon {
             lease,
             ground,
             snapshot,
+            doubt,
         } = fabric;
         let subnet = lease.subnet;
         let identity = ground.identity(&subnet, Some(&lease.attributes));
@@ -106,38 +117,36 @@ impl Daemon {
             snapshot.leases.len(),
             head.revision
         );
-        let mut state = self.state_dir.load();
+        if let Some(doubt) = &doubt {
+            warn!("{doubt}; it is served from all the same");
+        }
+        let mut state = self.records.state().await;
         let mut former = Former::take(&mut state, &ground, previous);
-        self.state_dir.save(&state);
-        drop(state);
+        self.records.save_state(state);
+        self.claim(&mut former).await;
         self.show(&ground);
-        let left = head.own.left;
-        self.truth.update(|situation| {
-            situation.lease = Some(fabric::status::OwnLease {
-                subnet: subnet.to_string(),
-                expires: left.map(|left| head.saved.wall + left),
-                reservation: left.is_none(),
-            });
-        });
-        self.set_up(&ground, subnet, identity, former.clone(), Some(snapshot))?;
+        let left = head.left(&self.records.now());
+        let ends = left.map(|left| tokio::time::Instant::now() + Duration::from_secs(left));
+        self.truth.hold(&subnet, ends);
+        self.set_up(&ground, subnet, identity.clone(), former.clone(), Some(snapshot))?;
         self.truth.cached(Cached::Served {
             saved: head.saved.wall,
             revision: head.revision,
+            doubt: doubt.map(|doubt| doubt.to_string()),
         });
         former.leases.clear();
-        let changed = self.follow_underlay(&ground, subnet, identity, &former).await?;
-        Ok(format!("the address peers know us by changed {changed}"))
+        self.follow_underlay(&ground, subnet, identity, former).await
     }
 
     /// What was known of the registry, when it has gone back since: emptied, restored or exchanged, it is told the leases again
     /// by their owners, and until then what is known stays in force.
-    pub(super) fn history(&self, ground: &Ground) -> Option<Snapshot> {
-        let head = self.recorder.cache().head().ok()??;
+    pub(super) async fn history(&self, ground: &Ground) -> Option<Snapshot> {
+        let head = self.records.cached_head().await.ok()??;
         let gone_back = head.is_of(self.recorder.source()) && listed_at(&*self.registry) < head.revision;
         if !gone_back || head.config != ground.config.text {
             return None;
         }
-        let (_, snapshot) = self.recorder.cache().load().ok()??;
+        let (_, snapshot) = self.records.cached().await.ok()??;
         info!(
             "the registry is behind the cache: {} leases of revision {} stay in force for now",
             snapshot.leases.len(),

@@ -4,17 +4,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fabric::lease::{Lease, Update};
-use fabric::object::Family;
-use kernel::Host;
+use fabric::object::{Family, LinkName};
+use fabric::plan::Need;
+use kernel::{Host, Ways};
 use tracing::warn;
 
 use super::Engine;
 
 impl<H: Host> Engine<H> {
+    fn needs_direct(&self) -> bool {
+        let world = self.target.world.as_ref();
+        world.is_some_and(|world| world.backend().needs().contains(&Need::DirectRoutes))
+    }
+
     /// Asks the kernel which of the new peers it reaches without a gateway, before the plan that depends on it.
     pub(super) fn learn_direct(&mut self, update: &Update) {
-        let Some(world) = &mut self.world else { return };
-        if !world.backend().wants_direct() {
+        if !self.needs_direct() {
             return;
         }
         let leases: Vec<&Lease> = match update {
@@ -26,41 +31,59 @@ impl<H: Host> Engine<H> {
                 .collect(),
         };
         let peers = public_addresses(leases.into_iter());
-        match self.kernel.direct(&peers) {
-            Ok(found) => self.due.replanned |= world.learn_direct(peers.into_iter().zip(found)),
-            Err(failure) => {
-                self.direct_unknown = true;
-                warn!(
-                    "asking the kernel for the way to {} peers: {failure}",
-                    peers.len()
-                );
-            }
+        let Some(found) = self.ask_direct(&peers) else {
+            return;
+        };
+        if let Some(world) = &mut self.target.world {
+            self.reconciler.due.replanned |= world.learn_direct(peers.into_iter().zip(found));
         }
     }
 
-    /// Asks anew for all peers: the underlay's routes or addresses changed.
+    /// Asks anew for all peers: addresses or links of the underlay changed.
     pub(super) fn refresh_direct(&mut self) {
-        let Some(world) = &mut self.world else { return };
-        if !world.backend().wants_direct() {
+        if !self.needs_direct() {
             return;
         }
-        let peers = public_addresses(world.peers());
-        match self.kernel.direct(&peers) {
-            Ok(found) => {
-                self.direct_unknown = false;
-                let direct = peers
-                    .into_iter()
-                    .zip(found)
-                    .filter_map(|(ip, link)| Some((ip, link?)))
-                    .collect();
-                self.due.replanned |= world.set_direct(direct);
-            }
+        let peers = public_addresses(self.target.world.iter().flat_map(|world| world.peers()));
+        let Some(found) = self.ask_direct(&peers) else {
+            return;
+        };
+        self.direct_unknown = false;
+        let direct = peers
+            .into_iter()
+            .zip(found)
+            .filter_map(|(ip, link)| Some((ip, link?)))
+            .collect();
+        if let Some(world) = &mut self.target.world {
+            self.reconciler.due.replanned |= world.set_direct(direct);
+        }
+    }
+
+    /// Asks anew for those peers to whom the way may be another now.
+    pub(super) fn follow_ways(&mut self, ways: &Ways) {
+        if !self.needs_direct() {
+            return;
+        }
+        let mut peers = public_addresses(self.target.world.iter().flat_map(|world| world.peers()));
+        peers.retain(|peer| ways.covers(*peer));
+        let Some(found) = self.ask_direct(&peers) else {
+            return;
+        };
+        if let Some(world) = &mut self.target.world {
+            self.reconciler.due.replanned |= world.learn_direct(peers.into_iter().zip(found));
+        }
+    }
+
+    fn ask_direct(&mut self, peers: &[IpAddr]) -> Option<Vec<Option<LinkName>>> {
+        match self.target.kernel.direct(peers) {
+            Ok(found) => Some(found),
             Err(failure) => {
                 self.direct_unknown = true;
                 warn!(
                     "asking the kernel for the way to {} peers: {failure}",
                     peers.len()
                 );
+                None
             }
         }
     }

@@ -1,6 +1,6 @@
 //! How Go reads a value: `strconv.ParseInt`, `strconv.ParseBool`, and klog's three flags.
 //!
-//! COMPAT: error texts are those of Go, because people search for them.
+//! COMPAT: error texts are those of Go, because people search for them, without the names of its functions.
 
 /// Why Go refused a number or a boolean; the texts of package `flag`.
 pub const PARSE_ERROR: &str = "parse error";
@@ -80,12 +80,9 @@ fn magnitude(digits: &str, radix: u32, negative: bool) -> Result<i64, &'static s
 }
 
 /// Reads `-v`: a signed decimal of 32 bits (`strconv.ParseInt(text, 10, 32)`).
-pub fn level(text: &str) -> Result<i32, String> {
-    decimal(text).map_err(|why| format!("strconv.ParseInt: parsing {}: {why}", quote(text)))
-}
-
-/// Decimal digits with an optional sign, nothing else, as `strconv.ParseInt(text, 10, 32)`.
-fn decimal(text: &str) -> Result<i32, &'static str> {
+///
+/// Decimal digits with an optional sign, nothing else.
+pub fn level(text: &str) -> Result<i32, &'static str> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err("invalid syntax");
@@ -99,7 +96,7 @@ pub fn modules(text: &str) -> Result<(), &'static str> {
     for item in text.split(',').filter(|item| !item.is_empty()) {
         let mut parts = item.split('=');
         match (parts.next(), parts.next(), parts.next()) {
-            (Some(pattern), Some(number), None) if !pattern.is_empty() => match decimal(number) {
+            (Some(pattern), Some(number), None) if !pattern.is_empty() => match level(number) {
                 Ok(number) if number < 0 => return Err("negative value for vmodule level"),
                 Ok(_) => {}
                 Err(_) => return Err(SYNTAX),

@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::go_value::quote;
 use super::parse::{Raw, UsageError};
 use super::table::TABLE;
-use registry::etcd3::{Endpoint, parse_endpoints};
+use registry::etcd3::{Address, Endpoint, parse_endpoints};
 
-use crate::interface::Wish;
+use crate::interface::{Wish, pattern};
 
 /// Which etcd API to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ fn refuse(raw: &Raw, name: &str, value: &str, expected: &str) -> UsageError {
 }
 
 /// The cure for several flags that arrived as the value of the first of them.
-fn several_flags(value: &str) -> Option<String> {
+pub(super) fn several_flags(value: &str) -> Option<String> {
     value.split_whitespace().skip(1).any(|word| word.starts_with('-')).then(|| {
         "several flags arrived as one argument: write $FLANNEL_OPTIONS, not ${FLANNEL_OPTIONS}, in a systemd unit".into()
     })
@@ -207,9 +207,13 @@ impl Options {
                 "expected the path of a file",
             ));
         }
+        let etcd = etcd(raw, warnings)?;
         Ok(Options {
-            etcd: etcd(raw, warnings)?,
-            interface: interface(raw)?,
+            interface: Wish {
+                registry: addresses(&etcd),
+                ..interface(raw)?
+            },
+            etcd,
             subnet_file: PathBuf::from(&raw.subnet_file),
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
             masquerade: raw.ip_masq,
@@ -237,6 +241,15 @@ fn refuse_unbuilt(raw: &Raw) -> Result<(), UsageError> {
         }
     }
     Ok(())
+}
+
+/// The addresses among the registry's endpoints.
+fn addresses(etcd: &EtcdOptions) -> Vec<IpAddr> {
+    let of = |endpoint: &Endpoint| match &endpoint.address {
+        Address::Tcp { host, .. } => host.parse().ok(),
+        Address::Unix(_) => None,
+    };
+    etcd.endpoints.iter().filter_map(of).collect()
 }
 
 fn etcd(raw: &Raw, warnings: &mut Vec<String>) -> Result<EtcdOptions, UsageError> {
@@ -313,7 +326,14 @@ fn interface(raw: &Raw) -> Result<Wish, UsageError> {
     let v4 = "expected an IPv4 address of a host";
     let v6 = "expected an IPv6 address of a host";
     let any = "expected an IP address";
+    for text in raw.iface_regex.iter().filter(|text| !text.is_empty()) {
+        if let Err(why) = pattern::compile(text) {
+            let expected = format!("expected a regular expression: {why}");
+            return Err(refuse(raw, "iface-regex", text, &expected));
+        }
+    }
     Ok(Wish {
+        registry: Vec::new(),
         iface: raw.iface.clone(),
         iface_regex: raw.iface_regex.clone(),
         can_reach: address(raw, "iface-can-reach", &raw.iface_can_reach, any, |a| {
@@ -342,4 +362,43 @@ fn health(raw: &Raw) -> Result<Option<Health>, UsageError> {
         return Err(refuse(raw, "healthz-ip", &host, "expected an IP address"));
     }
     Ok(Some(Health { host, port }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_address_when_no_host_can_have_it_then_refused() {
+        let v4 = |text: &str| public_v4(text.parse().unwrap()).map(|ip| ip.to_string());
+        for good in ["192.0.2.1", "10.0.0.1", "127.0.0.1"] {
+            assert_eq!(v4(good).as_deref(), Some(good));
+        }
+        assert_eq!(v4("::ffff:192.0.2.1").as_deref(), Some("192.0.2.1"));
+        for bad in [
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "2001:db8::1",
+            "::ffff:0.0.0.0",
+        ] {
+            assert_eq!(v4(bad), None, "{bad}");
+        }
+        let v6 = |text: &str| public_v6(text.parse().unwrap()).map(|ip| ip.to_string());
+        for good in ["2001:db8::1", "fd00::1", "::1"] {
+            assert_eq!(v6(good).as_deref(), Some(good));
+        }
+        for bad in ["::", "ff02::1", "::ffff:192.0.2.1", "192.0.2.1"] {
+            assert_eq!(v6(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn flags_when_they_arrive_as_one_argument_then_the_cure_is_named() {
+        assert!(several_flags("/x --ip-masq").is_some_and(|cure| cure.contains("$FLANNEL_OPTIONS")));
+        for plain in ["", "/x", "--ip-masq", "/x y"] {
+            assert_eq!(several_flags(plain), None, "{plain}");
+        }
+        assert_eq!((file(""), file("/x")), (None, Some(PathBuf::from("/x"))));
+    }
 }

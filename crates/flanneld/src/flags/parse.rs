@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::leftover::nearest;
+use super::options::several_flags;
 use super::table::{self, Flag, Kind, TABLE};
 
 /// Where a value came from.
@@ -277,9 +278,19 @@ fn unknown(name: &str) -> UsageError {
 }
 
 fn refused(flag: &Flag, value: &str, why: &str) -> UsageError {
-    let value = super::go_value::quote(value);
-    plain(match flag.kind {
-        Kind::Bool(_) => format!("invalid boolean value {value} for -{}: {why}", flag.name),
-        _ => format!("invalid value {value} for flag -{}: {why}", flag.name),
-    })
+    let quoted = super::go_value::quote(value);
+    let line = match flag.kind {
+        Kind::Bool(_) => format!("invalid boolean value {quoted} for -{}: {why}", flag.name),
+        _ => format!("invalid value {quoted} for flag -{}: {why}", flag.name),
+    };
+    let hint = match flag.kind {
+        _ if value.contains(char::is_whitespace) => several_flags(value),
+        Kind::Bool(_) => Some("expected true or false".into()),
+        Kind::Int(_) | Kind::Level(_) => Some(match flag.default {
+            "" => "expected a whole number".into(),
+            default => format!("expected a whole number, such as {default}"),
+        }),
+        _ => None,
+    };
+    UsageError { line, hint }
 }

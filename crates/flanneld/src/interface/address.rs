@@ -54,6 +54,20 @@ pub fn usable(addresses: &[AddressInfo], family: Family) -> Vec<IpAddr> {
     fit.iter().map(|a| a.ip).collect()
 }
 
+/// What keeps other hosts from using an address; `None` where nothing does.
+pub fn flaw(address: &AddressInfo) -> Option<&'static str> {
+    let is = |flag| address.flags & flag != 0;
+    if !is_global(address.ip) && !is_link_local(address.ip) {
+        Some("no address of a host")
+    } else if is(DUPLICATE) {
+        Some("another host's too")
+    } else if is(DEPRECATED) {
+        Some("deprecated")
+    } else {
+        None
+    }
+}
+
 fn preference(a: &AddressInfo, b: &AddressInfo) -> Ordering {
     let rank = |a: &AddressInfo| {
         (
@@ -121,6 +135,31 @@ mod tests {
         assert_eq!(
             best(Family::V4, &addresses),
             ["10.0.0.3", "10.0.0.9", "10.0.0.7", "169.254.1.1"]
+        );
+    }
+
+    #[test]
+    fn flaw_when_an_address_is_of_no_use_to_others_then_said_why() {
+        let why = |ip, flags| flaw(&address(ip, flags));
+        assert_eq!(
+            (why("10.0.0.1", PERMANENT), why("fe80::1", TEMPORARY)),
+            (None, None)
+        );
+        for ip in [
+            "127.0.0.1",
+            "::1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "224.0.0.1",
+            "ff02::1",
+        ] {
+            assert_eq!(why(ip, 0), Some("no address of a host"), "{ip}");
+        }
+        assert_eq!(why("10.0.0.1", DUPLICATE), Some("another host's too"));
+        assert_eq!(why("10.0.0.1", DEPRECATED | PERMANENT), Some("deprecated"));
+        assert_eq!(
+            why("169.254.0.1", DEPRECATED | DUPLICATE),
+            Some("another host's too")
         );
     }
 }

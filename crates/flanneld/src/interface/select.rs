@@ -1,14 +1,16 @@
 //! The choice itself.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fabric::node::Underlay;
 use fabric::object::Family;
+use ipnet::Ipv4Net;
 
-use super::address::usable;
+use super::address::{flaw, usable};
 use super::inventory::{DefaultRoute, Inventory, LinkInfo};
-use super::{Families, Reach, Selected, Wish, pattern};
+use super::{Families, Held, Reach, Selected, Unserved, Wish, pattern};
 
 /// No interface can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +41,7 @@ struct Found<'a> {
     v6: Option<Ipv6Addr>,
     by: String,
     warnings: Vec<String>,
+    guessed: bool,
 }
 
 impl<'a> Found<'a> {
@@ -49,6 +52,7 @@ impl<'a> Found<'a> {
             v6: None,
             by: by.into(),
             warnings: Vec::new(),
+            guessed: false,
         }
     }
 
@@ -97,7 +101,7 @@ pub fn select(
                     .and_then(|ip| attempt(chooser.by_reach(ip, &mut reach)))
             })
     } else {
-        attempt(chooser.by_public_address())
+        attempt(chooser.by_public_address(&mut reach))
     };
     match selected {
         Some(mut selected) => {
@@ -112,6 +116,59 @@ pub fn select(
             there: describe(inventory),
         }),
     }
+}
+
+/// As [`select`]; where no interface serves both families, one for that of them which can be served, IPv4 first. The other is named:
+/// it must not hold up the one.
+///
+/// # Errors
+/// Neither can be served.
+pub fn select_partly(
+    wish: &Wish,
+    families: Families,
+    inventory: &Inventory,
+    reach: &mut impl FnMut(IpAddr) -> Result<Option<Reach>, String>,
+) -> Result<Selected, SelectError> {
+    let failure = match select(wish, families, inventory, &mut *reach) {
+        Err(failure) if families.v4 && families.v6 => failure,
+        other => return other,
+    };
+    for (served, family) in [(Family::V4, Family::V6), (Family::V6, Family::V4)] {
+        let only = Families {
+            v4: served == Family::V4,
+            v6: served == Family::V6,
+        };
+        if let Ok(selected) = select(wish, only, inventory, &mut *reach) {
+            let why = failure.attempts.join("; ");
+            let unserved = Some(Unserved { family, why });
+            return Ok(Selected { unserved, ..selected });
+        }
+    }
+    Err(failure)
+}
+
+/// The link that is held, where nothing happened to it but that it has another name, by which the flags do not find it.
+pub fn select_renamed(
+    wish: &Wish,
+    families: Families,
+    inventory: &Inventory,
+    held: Held,
+    failure: &SelectError,
+) -> Option<Selected> {
+    let link = inventory.link(held.index).filter(|link| link.name != held.link)?;
+    let chooser = Chooser {
+        wish,
+        families,
+        inventory,
+    };
+    let mut found = Found::new(link, format!("{}, which was called {}", link.name, held.link));
+    found.warnings.push(format!(
+        "{} is called {} now and stays in use; after a restart it would not be found: {}",
+        held.link,
+        link.name,
+        failure.attempts.join("; ")
+    ));
+    chooser.complete(found).ok()
 }
 
 struct Chooser<'a> {
@@ -156,12 +213,9 @@ impl<'a> Chooser<'a> {
             }
             return Ok(found);
         }
-        let link = self
-            .inventory
-            .links
-            .iter()
-            .find(|link| link.name.as_str() == name);
-        link.map(|link| Found::new(link, &by))
+        self.inventory
+            .named(name)
+            .map(|link| Found::new(link, &by))
             .ok_or_else(|| format!("{by}: no interface has that name"))
     }
 
@@ -216,7 +270,10 @@ impl<'a> Chooser<'a> {
     }
 
     /// Without any word on the interface: the one that has the public addresses, else the default route's.
-    fn by_public_address(&self) -> Result<Found<'a>, String> {
+    fn by_public_address(
+        &self,
+        reach: &mut impl FnMut(IpAddr) -> Result<Option<Reach>, String>,
+    ) -> Result<Found<'a>, String> {
         let wished = [
             (
                 "--public-ip",
@@ -253,13 +310,56 @@ impl<'a> Chooser<'a> {
         }
         let mut found = match chosen {
             Some(found) => found,
-            None => self.by_default_route()?,
+            None => match self.by_default_route() {
+                Ok(found) => found,
+                Err(why) if self.has_default_route() => return Err(why),
+                Err(why) => self.without_default_route(reach).ok_or(why)?,
+            },
         };
         let name = found.link.name;
         found.warnings.extend(homeless.iter().map(|by| {
             format!("{by}: no interface has it; using {name} and telling other hosts that address")
         }));
         Ok(found)
+    }
+
+    /// Whether there is a default route of a family that the network uses.
+    fn has_default_route(&self) -> bool {
+        let inventory = self.inventory;
+        self.families.v4 && !inventory.default4.is_empty()
+            || self.families.v6 && !inventory.default6.is_empty()
+    }
+
+    /// Without a default route: the way the kernel takes to the registry, else the one interface that could be meant.
+    fn without_default_route(
+        &self,
+        reach: &mut impl FnMut(IpAddr) -> Result<Option<Reach>, String>,
+    ) -> Option<Found<'a>> {
+        let is_meant = |link: &&LinkInfo| {
+            let serves = |family| usable(&link.addresses, family).into_iter().any(is_routable);
+            let is_machine = !["lo", "flannel", "cni", "docker", "br-", "veth", "virbr"]
+                .iter()
+                .any(|prefix| link.name.as_str().starts_with(prefix));
+            let v4 = !self.families.v4 || serves(Family::V4);
+            let v6 = !self.families.v6 || serves(Family::V6);
+            is_machine && link.up && v4 && v6
+        };
+        let far = |to: &&IpAddr| !to.is_loopback() && self.inventory.owner(**to).is_none();
+        let towards = self.wish.registry.iter().filter(far).find_map(|to| {
+            let link = self.inventory.link(reach(*to).ok()??.link)?;
+            is_meant(&link).then_some((link, format!("the way to the registry at {to}")))
+        });
+        let only = || {
+            let mut meant = self.inventory.links.iter().filter(is_meant);
+            let link = meant.next().filter(|_| meant.next().is_none())?;
+            Some((link, "the only interface with an address".to_owned()))
+        };
+        let (link, by) = towards.or_else(only)?;
+        let mut found = Found::new(link, by);
+        found.guessed = true;
+        let text = format!("there is no default route: using {}, {}", link.name, found.by);
+        found.warnings.push(text);
+        Some(found)
     }
 
     fn by_default_route(&self) -> Result<Found<'a>, String> {
@@ -323,6 +423,7 @@ impl<'a> Chooser<'a> {
             v6,
             by,
             mut warnings,
+            guessed,
         } = found;
         let name = link.name;
         let best = |family| usable(&link.addresses, family).first().copied();
@@ -332,7 +433,7 @@ impl<'a> Chooser<'a> {
                 Some(IpAddr::V4(ip)) => Some(ip),
                 _ => None,
             });
-            address4 = Some(chosen.ok_or_else(|| format!("{by}: {name} has no usable IPv4 address"))?);
+            address4 = Some(chosen.ok_or_else(|| format!("{by}: {}", useless(link, Family::V4)))?);
         }
         let mut address6 = None;
         if self.families.v6 {
@@ -340,7 +441,7 @@ impl<'a> Chooser<'a> {
                 Some(IpAddr::V6(ip)) => Some(ip),
                 _ => None,
             });
-            address6 = Some(chosen.ok_or_else(|| format!("{by}: {name} has no usable IPv6 address"))?);
+            address6 = Some(chosen.ok_or_else(|| format!("{by}: {}", useless(link, Family::V6)))?);
         }
         if link.mtu == 0 {
             return Err(format!("{by}: {name} has no MTU"));
@@ -368,16 +469,56 @@ impl<'a> Chooser<'a> {
                 address6,
                 public4: address4.map(|own| self.wish.public_ip.unwrap_or(own)),
                 public6: address6.map(|own| self.wish.public_ipv6.unwrap_or(own)),
+                segments: self.segments(),
             },
             index: link.index,
             by,
             warnings,
+            guessed,
+            unserved: None,
         })
+    }
+
+    /// The IPv4 prefixes of all links that are up.
+    fn segments(&self) -> Vec<Ipv4Net> {
+        let up = self.inventory.links.iter().filter(|link| link.up);
+        let nets = up
+            .flat_map(|link| &link.addresses)
+            .filter_map(|address| match address.ip {
+                IpAddr::V4(ip) => Ipv4Net::new(ip, address.prefix).ok(),
+                IpAddr::V6(_) => None,
+            });
+        let nets: BTreeSet<Ipv4Net> = nets.map(|net| net.trunc()).collect();
+        nets.into_iter().collect()
+    }
+}
+
+/// Whether an address is more than one of a link.
+fn is_routable(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    }
+}
+
+/// Why a link has no address of a family that other hosts could use: those it has, and what is wrong with each.
+fn useless(link: &LinkInfo, family: Family) -> String {
+    let of_family = link
+        .addresses
+        .iter()
+        .filter(|address| Family::of(address.ip) == family);
+    let flaws: Vec<String> = of_family
+        .map(|address| format!("{} is {}", address.ip, flaw(address).unwrap_or("of no use")))
+        .collect();
+    let name = link.name;
+    match flaws.is_empty() {
+        true => format!("{name} has no {family} address"),
+        false => format!("{name} has no usable {family} address: {}", flaws.join(", ")),
     }
 }
 
 /// Links with their addresses, for an error; those without addresses (and of many, the last) are only counted.
-fn describe(inventory: &Inventory) -> String {
+pub(super) fn describe(inventory: &Inventory) -> String {
     const MOST: usize = 16;
     let with: Vec<String> = inventory
         .links
@@ -387,7 +528,10 @@ fn describe(inventory: &Inventory) -> String {
             let addresses: Vec<String> = link
                 .addresses
                 .iter()
-                .map(|address| address.ip.to_string())
+                .map(|address| match flaw(address) {
+                    Some(flaw) => format!("{} ({flaw})", address.ip),
+                    None => address.ip.to_string(),
+                })
                 .collect();
             format!(
                 "{}{} [{}]",

@@ -8,16 +8,23 @@ use std::time::{Duration, Instant};
 
 use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Delta, Lease, Snapshot, Subnet, Update};
-use fabric::node::{Node, Underlay};
+use fabric::node::{Node, Provided, Underlay};
 use fabric::object::{Address, Key, Link, LinkKind, LinkName, Object, Objects, Op, ROUTE_PROTOCOL, Route};
 use fabric::ownership::Ownership;
-use fabric::plan;
+use fabric::plan::{self, Need};
+use fabric::readiness::{Kind, Report};
 use fabric::subnet_env::SubnetEnv;
 use fabric::world::World;
-use flanneld::engine::Engine;
-use flanneld::engine::report::{Reporter, Standing};
+use flanneld::board::{Reporter, Standing};
+use flanneld::engine::{Engine, Outlets};
 use flanneld::mailbox::{Command, Mailbox, Setup};
+use flanneld::reconcile::keeper::Letters;
+use flanneld::subnet_file::Order;
 use kernel::memory::Memory;
+
+pub const ENOBUFS: i32 = 105;
+pub const EINVAL: i32 = 22;
+pub const ENETUNREACH: i32 = 101;
 
 pub const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 pub const DUAL: &str =
@@ -49,12 +56,15 @@ pub struct Rig {
     pub now: Instant,
     /// Rounds of the loop so far.
     pub rounds: usize,
+    /// Networks of earlier configs.
+    pub former_networks: Vec<ipnet::IpNet>,
     pub leases: BTreeMap<Subnet, Lease>,
     pub underlay_changes: Arc<AtomicUsize>,
     revision: i64,
     reporter: Reporter,
     network: NetworkConfig,
-    directory: tempfile::TempDir,
+    /// What the engine orders of whoever keeps the subnet file.
+    pub subnet_file: Arc<Letters<Order>>,
     rounds_at_once: usize,
     /// Keys that were seen as desired: places the engine may take back.
     pub held: BTreeSet<Key>,
@@ -72,28 +82,31 @@ impl Rig {
         let now = Instant::now();
         let underlay_changes = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&underlay_changes);
-        let on_underlay = Box::new(move || {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        let engine = Engine::over(
-            memory,
-            Arc::clone(&mailbox),
-            reporter.clone(),
-            on_underlay,
-            7,
-            now,
-        );
+        let subnet_file = Letters::new().unwrap();
+        let outlets = Outlets {
+            reporter: reporter.clone(),
+            subnet_file: Arc::clone(&subnet_file),
+            on_underlay: Box::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            }),
+            on_pause: {
+                let letters = Arc::clone(&subnet_file);
+                Box::new(move |paused| letters.pause(paused))
+            },
+        };
+        let engine = Engine::over(memory, Arc::clone(&mailbox), outlets, 7, now);
         let rig = Rig {
             engine,
             mailbox,
             now,
             rounds: 0,
+            former_networks: Vec::new(),
             leases: BTreeMap::new(),
             underlay_changes,
             revision: 10,
             reporter,
             network: NetworkConfig::parse(config.as_bytes()).unwrap(),
-            directory: tempfile::tempdir().unwrap(),
+            subnet_file,
             rounds_at_once: 0,
             held: BTreeSet::new(),
         };
@@ -135,6 +148,7 @@ impl Rig {
             .network
             .families()
             .filter_map(|f| Some(node.network.space(f)?.network))
+            .chain(self.former_networks.iter().copied())
             .collect();
         let env = SubnetEnv {
             network: Some("10.5.0.0/16".parse().unwrap()),
@@ -152,14 +166,11 @@ impl Rig {
                 networks,
                 former_leases,
             },
-            subnet_file: self.env_path(),
+            subnet_file: "/run/flannel/subnet.env".into(),
             env,
             cached,
+            reach: None,
         });
-    }
-
-    pub fn env_path(&self) -> std::path::PathBuf {
-        self.directory.path().join("subnet.env")
     }
 
     fn node(&self) -> Node {
@@ -172,15 +183,22 @@ impl Rig {
             address6: v6,
             public4: Some("192.0.2.1".parse().unwrap()),
             public6: v6,
+            segments: Vec::new(),
         };
         let subnet = self.subnet(0);
-        let identity = backend.identity(&self.network, &subnet, &Objects::new(), None);
+        let identity = backend.identity(
+            &self.network,
+            &subnet,
+            &Objects::new(),
+            None,
+            &Provided::default(),
+        );
         Node {
             network: self.network.clone(),
             underlay,
             subnet,
             identity,
-            direct: BTreeMap::new(),
+            provided: Provided::default(),
         }
     }
 
@@ -253,6 +271,7 @@ impl Rig {
             revision: self.revision,
             changes: vec![(subnet, lease)],
             rejected: Vec::new(),
+            gone: Vec::new(),
         };
         self.mailbox.update(Update::Delta(delta));
     }
@@ -323,6 +342,25 @@ impl Rig {
         self.reporter.standing().borrow().clone()
     }
 
+    /// Steps the engine tried, whatever came of them.
+    pub fn tries(&self) -> u64 {
+        self.reporter.counters().ops().values().sum()
+    }
+
+    /// What the engine reports of all its parts.
+    pub fn report(&self) -> Report {
+        let mut report = Report::default();
+        for part in self.reporter.reports().borrow().values() {
+            report.join(part);
+        }
+        report
+    }
+
+    /// What is found of a kind, one sentence each.
+    pub fn found(&self, kind: Kind) -> Vec<String> {
+        self.report().texts_of(kind)
+    }
+
     pub fn repairs(&self) -> u64 {
         self.reporter.counters().repairs().values().sum()
     }
@@ -331,14 +369,14 @@ impl Rig {
     pub fn desired(&mut self) -> Objects {
         let backend = plan::backend(&self.network.backend).unwrap();
         let mut node = self.node();
-        if backend.wants_direct() {
+        if backend.needs().contains(&Need::DirectRoutes) {
             let publics: Vec<IpAddr> = self
                 .leases
                 .values()
                 .map(|lease| IpAddr::V4(lease.attributes.public_ip))
                 .collect();
             let found = kernel::Host::direct(self.engine.host(), &publics).unwrap();
-            node.direct = publics
+            node.provided.direct = publics
                 .into_iter()
                 .zip(found)
                 .filter_map(|(ip, link)| Some((ip, link?)))
@@ -351,6 +389,13 @@ impl Rig {
             rejected: Vec::new(),
         }));
         world.desired().clone()
+    }
+
+    /// The name of the first device the backend makes; of a backend that makes none, one that it would have under another config.
+    pub fn device(&self) -> LinkName {
+        let backend = plan::backend(&self.network.backend).unwrap();
+        let links = backend.links(&self.network);
+        links.first().copied().unwrap_or(name("flannel.1"))
     }
 
     pub fn route(&self, peer: u8) -> Key {
@@ -374,7 +419,7 @@ impl Rig {
     /// Asserts that every desired object is there and nothing of ours beside.
     pub fn assert_converged(&mut self) {
         let desired = self.desired();
-        let conflicts = self.standing().conflicts;
+        let conflicts = self.found(Kind::Conflict);
         let truth = self.engine.host().truth().clone();
         for (key, want) in desired.iter() {
             let there = truth.get(&key);
@@ -428,14 +473,17 @@ pub fn dummy(link: &str) -> Object {
 }
 
 pub fn is_right(want: &Object, there: Option<&Object>) -> bool {
-    there.is_some_and(|there| fabric::diff::equal(want, there))
+    there.is_some_and(|there| want.is_met_by(there))
 }
 
 /// By the text of the design, not by the code under test.
 pub fn is_ours(object: &Object) -> bool {
     let on_ours = object.link().as_str().starts_with("flannel");
     match object {
-        Object::Link(link) => on_ours && matches!(link.kind, LinkKind::Vxlan(_)),
+        Object::Link(link) => matches!(
+            (link.name.as_str(), link.kind.name()),
+            ("flannel.1" | "flannel-v6.1", "vxlan")
+        ),
         Object::Address(a) => on_ours && a.address.prefix_len() == a.address.max_prefix_len(),
         Object::Neighbour(_) | Object::Forwarding(_) => on_ours,
         Object::Route(route) => route.protocol == ROUTE_PROTOCOL,
@@ -451,4 +499,26 @@ fn foreign(truth: &Objects) -> Objects {
         })
         .map(|(_, object)| object.clone())
         .collect()
+}
+
+pub fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+pub fn is_served(rig: &mut Rig, peer: u8) -> bool {
+    let (want, there) = (rig.desired(), rig.engine.host().truth().clone());
+    let subnet = rig.subnet(peer).v4.unwrap();
+    let about = |object: &Object| match object {
+        Object::Route(route) => route.destination == subnet.into(),
+        Object::Neighbour(n) => n.address == subnet.addr(),
+        _ => false,
+    };
+    let mut peers = want.values().filter(|object| about(object)).peekable();
+    assert!(peers.peek().is_some());
+    peers.all(|object| is_right(object, there.get(&object.key())))
+}
+
+pub fn is_closed(rig: &mut Rig, peer: u8) -> bool {
+    let route = rig.route(peer);
+    matches!(rig.there(&route), Some(Object::Route(route)) if route.is_unreachable() && route.protocol == 241)
 }

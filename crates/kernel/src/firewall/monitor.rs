@@ -60,6 +60,10 @@ pub struct Monitor {
 
 impl Monitor {
     /// Subscribes, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of the socket and of subscribing, which needs `CAP_NET_ADMIN`.
     pub fn open(places: Vec<Place>) -> Result<Monitor, NetlinkError> {
         let mut socket = Socket::open(Protocol::Netfilter)?;
         socket.set_receive_buffer(ROOM)?;
@@ -149,5 +153,94 @@ fn concerns(places: &[Place], reply: &Reply<'_>) -> bool {
         Some(chain) => {
             here.any(|place| place.chains.is_empty() || chain.is_some_and(|c| place.chains.contains(&c)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nl::Message;
+    use crate::nl::message::Replies;
+
+    const PLACES: [Place; 3] = [
+        Place {
+            family: Family::V4,
+            table: "flannel-ipv4",
+            chains: &[],
+        },
+        Place {
+            family: Family::V4,
+            table: "nat",
+            chains: &["POSTROUTING", "FLANNEL-POSTRTG"],
+        },
+        Place {
+            family: Family::V6,
+            table: "nat",
+            chains: &["POSTROUTING"],
+        },
+    ];
+
+    fn told(kind: u16, family: u8) -> Message {
+        Message::new("", kind, 0).raw(&[family, 0, 0, 0])
+    }
+
+    fn heard<T>(message: &Message, read: impl Fn(&Reply<'_>) -> T) -> T {
+        let mut bytes = Vec::new();
+        message.write(0, &mut bytes);
+        read(&Replies(&bytes).next().unwrap())
+    }
+
+    fn is_concerned(message: &Message) -> bool {
+        heard(message, |reply| concerns(&PLACES, reply))
+    }
+
+    #[test]
+    fn change_when_told_of_then_it_concerns_us_in_one_of_the_places_only() {
+        let table = |kind: u16, family, name| is_concerned(&told(10 << 8 | kind, family).text(1, name));
+        for kind in [0, 2] {
+            assert!(table(kind, 2, "flannel-ipv4") && table(kind, 2, "nat") && table(kind, 10, "nat"));
+            assert!(!table(kind, 10, "flannel-ipv4") && !table(kind, 2, "filter") && !table(kind, 1, "nat"));
+        }
+        // Lists of tables, sets, elements.
+        assert!(
+            [1, 4, 7, 9, 12]
+                .iter()
+                .all(|kind| !table(*kind, 2, "flannel-ipv4"))
+        );
+        assert!(!is_concerned(&told(10 << 8, 2)), "of no table");
+        assert!(
+            !is_concerned(&told(11 << 8, 2).text(1, "nat")),
+            "another subsystem"
+        );
+        for (kind, attribute, other) in [(3, 3, 2), (5, 3, 2), (6, 2, 3), (8, 2, 3)] {
+            let chain = |family, name: &str| {
+                is_concerned(
+                    &told(10 << 8 | kind, family)
+                        .text(1, "nat")
+                        .text(attribute, name)
+                        .text(other, "x"),
+                )
+            };
+            assert!(chain(2, "POSTROUTING") && chain(2, "FLANNEL-POSTRTG") && chain(10, "POSTROUTING"));
+            assert!(!chain(2, "OUTPUT") && !chain(10, "FLANNEL-POSTRTG"));
+            let any = told(10 << 8 | kind, 2)
+                .text(1, "flannel-ipv4")
+                .text(attribute, "postrtg");
+            assert!(is_concerned(&any), "all of its chains");
+            assert!(
+                !is_concerned(&told(10 << 8 | kind, 2).text(1, "nat")),
+                "of no chain"
+            );
+        }
+    }
+
+    #[test]
+    fn author_when_told_then_process_and_name() {
+        let generation = told(10 << 8 | 15, 0);
+        let whole = generation.clone().u32(2, 4711_u32.to_be()).text(3, "nft");
+        assert_eq!(heard(&whole, author), Some((4711, "nft".to_owned())));
+        let nameless = generation.clone().u32(2, 4711_u32.to_be());
+        assert_eq!(heard(&nameless, author), Some((4711, String::new())));
+        assert_eq!(heard(&generation.text(3, "nft"), author), None);
     }
 }

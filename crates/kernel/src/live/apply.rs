@@ -84,7 +84,7 @@ impl Kernel {
         }
     }
 
-    fn judge(
+    pub(super) fn judge(
         &mut self,
         op: &Op,
         step: Step,
@@ -307,15 +307,15 @@ impl Kernel {
 
 /// What the results of a pipeline leave to do.
 #[derive(Debug, Default)]
-struct Verdict {
+pub(super) struct Verdict {
     /// Operations whose next hop object could not be made, and whether their route was made all the same.
-    without_nexthop: HashMap<usize, bool>,
+    pub(super) without_nexthop: HashMap<usize, bool>,
     /// Additions refused with `EEXIST`.
-    taken: Vec<usize>,
+    pub(super) taken: Vec<usize>,
     /// Changes of routes that are not made in place.
-    remade: Vec<usize>,
+    pub(super) remade: Vec<usize>,
     /// Links that lost an address and may have lost routes with it.
-    stale_links: HashSet<LinkName>,
+    pub(super) stale_links: HashSet<LinkName>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -326,7 +326,7 @@ enum Place {
 
 /// Two cases in which the kernel does not put one route in another's place: an IPv6 gateway that the old route leads to, and
 /// an equal IPv4 route that is there already, hidden behind the old one.
-fn needs_remaking(op: &Op, error: &NetlinkError) -> bool {
+pub(super) fn needs_remaking(op: &Op, error: &NetlinkError) -> bool {
     match op {
         Op::Change {
             from: Object::Route(from),

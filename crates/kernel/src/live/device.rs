@@ -1,6 +1,8 @@
 //! Operations on links: few, each a conversation of its own, for what follows needs the index.
 
-use fabric::object::{Key, Link, LinkKind, LinkName, Object, Op, Vxlan};
+use fabric::kind::Likeness;
+use fabric::object::{Key, Link, LinkName, Object, Op};
+use fabric::parameter::Parameter;
 use rustix::io::Errno;
 
 use crate::host::{KernelError, Outcome};
@@ -26,66 +28,71 @@ impl Kernel {
     }
 
     fn add_link(&mut self, link: &Link) -> Result<Outcome, NetlinkError> {
-        let LinkKind::Vxlan(vxlan) = &link.kind else {
-            return Err(refuse(Errno::OPNOTSUPP, "links of this kind are not made by us"));
+        let lower = match link.kind.lower() {
+            Some(lower) => self.index_below(lower)?,
+            None => 0,
         };
-        let lower = match self.mirror.index(vxlan.lower) {
-            Some(index) => index,
-            None => match self.rtnl.link_by_name(vxlan.lower)? {
-                Some(lower) => lower.index,
-                None => {
-                    return Err(refuse(
-                        Errno::NODEV,
-                        format!("there is no link {} below it", vxlan.lower),
-                    ));
-                }
-            },
-        };
-        match self.rtnl.add_vxlan(link, vxlan, lower) {
+        match self.rtnl.add_link(link, lower) {
             Ok(()) => {
                 let _ = self.absorb_own(link.name);
                 self.observe_own_link(link.name)?;
-                // The addresses of a router's advertisements are not for a tunnel. Not worth failing for.
-                let _ = sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", link.name), "0");
+                // At once, before anybody's advertisement comes in. It is looked at again by whoever keeps the parameters, who says so
+                // where it cannot be set.
+                for parameter in Parameter::of(&[link.name]) {
+                    let _ = sysctl::set(&parameter.path(), parameter.wanted());
+                }
                 Ok(Outcome::Done)
             }
             Err(error) if error.is_exists() => {
                 self.observe_own_link(link.name)?;
                 match self.mirror.objects().get(&Key::Link(link.name)) {
-                    Some(Object::Link(there)) if same_link(there, link) => Ok(Outcome::Already),
-                    _ => Err(error),
+                    Some(Object::Link(there)) if link.is_met_by(there) => Ok(Outcome::Already),
+                    Some(there) => Err(NetlinkError {
+                        text: format!("its name is taken by {there}").into(),
+                        ..error
+                    }),
+                    None => Err(error),
                 }
             }
             Err(error) => Err(error),
         }
     }
 
+    /// Index of the link that another is to lie on, which need not be one of interest.
+    fn index_below(&mut self, lower: LinkName) -> Result<u32, NetlinkError> {
+        if let Some(index) = self.mirror.index(lower) {
+            return Ok(index);
+        }
+        let seen = self.rtnl.link_by_name(lower)?;
+        let index = seen.map(|link| link.index);
+        index.ok_or_else(|| refuse(Errno::NODEV, format!("there is no link {lower} below it")))
+    }
+
     fn change_link(&mut self, from: &Link, to: &Link) -> Result<Outcome, NetlinkError> {
-        let learning = match (&from.kind, &to.kind) {
-            (LinkKind::Vxlan(from), LinkKind::Vxlan(to)) => {
-                let mut same = from.clone();
-                same.learning = to.learning;
-                if same != *to && !(to.port.is_none() && same.port.is_some() && same_but_port(&same, to)) {
-                    return Err(refuse(
-                        Errno::OPNOTSUPP,
-                        "what makes a vxlan device cannot be changed in place",
-                    ));
-                }
-                (from.learning != to.learning).then_some(to.learning)
+        let likeness = to.likeness(from);
+        match likeness {
+            Likeness::Met | Likeness::Changeable => {}
+            Likeness::Another => {
+                return Err(refuse(
+                    Errno::OPNOTSUPP,
+                    format!(
+                        "what makes a {} device cannot be changed in place",
+                        to.kind.name()
+                    ),
+                ));
             }
-            (from, to) if from == to => None,
-            _ => {
+            Likeness::Stranger => {
                 return Err(refuse(
                     Errno::OPNOTSUPP,
                     "the kind of a link cannot be changed in place",
                 ));
             }
-        };
+        }
         let Some(index) = self.mirror.index(to.name) else {
             return Err(refuse(Errno::NODEV, "there is no such link"));
         };
-        if let Some(learning) = learning {
-            self.rtnl.set_vxlan_learning(index, learning)?;
+        if likeness == Likeness::Changeable {
+            self.rtnl.set_kind(index, &to.kind)?;
         }
         let change = LinkChange {
             mtu: (from.mtu != to.mtu).then_some(to.mtu),
@@ -153,22 +160,4 @@ impl Kernel {
         self.observe_link(name, Origin::Foreign(None))
             .map_err(|KernelError::Netlink(error)| error)
     }
-}
-
-/// Equal as far as asked: a vxlan device without a port has the kernel's default.
-fn same_link(there: &Link, wanted: &Link) -> bool {
-    let kinds = match (&there.kind, &wanted.kind) {
-        (LinkKind::Vxlan(there), LinkKind::Vxlan(wanted)) => {
-            there == wanted || (wanted.port.is_none() && same_but_port(there, wanted))
-        }
-        (there, wanted) => there == wanted,
-    };
-    let mac = wanted.mac.is_none() || there.mac == wanted.mac;
-    kinds && mac && there.mtu == wanted.mtu && there.up == wanted.up
-}
-
-fn same_but_port(one: &Vxlan, other: &Vxlan) -> bool {
-    let mut one = one.clone();
-    one.port = other.port;
-    one == *other
 }

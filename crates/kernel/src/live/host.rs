@@ -38,6 +38,10 @@ impl Host for Kernel {
         Kernel::apply(self, ops, how)
     }
 
+    fn has_carrier(&self, link: LinkName) -> Option<bool> {
+        self.mirror.has_carrier(link)
+    }
+
     fn direct(&mut self, peers: &[IpAddr]) -> Result<Vec<Option<LinkName>>, KernelError> {
         Kernel::direct(self, peers)
     }

@@ -15,14 +15,14 @@ use crate::mirror::LOOPBACK;
 use super::{Kernel, refuse};
 
 /// One message of an operation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Step {
     /// Position of the operation in the slice.
     pub(super) op: usize,
     pub(super) what: What,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum What {
     /// Everything that takes one message, on the link of this index.
     Plain(u32),

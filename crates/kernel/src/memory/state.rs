@@ -1,10 +1,10 @@
 //! The objects of a kernel in memory and the rules by which they change.
 
-use fabric::object::{
-    Address, Family, Key, Link, LinkKind, LinkName, Mac, Object, Objects, Op, Route, VXLAN_DEFAULT_PORT,
-    Vxlan,
-};
+use fabric::object::{Address, Family, Key, Link, LinkName, Mac, Object, Objects, Op, Route};
+use ipnet::IpNet;
 use rustix::io::Errno;
+
+use crate::kind;
 
 /// What the kernel tells after a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,9 @@ pub(super) enum Notice {
     /// Nothing of its own; but who knows the rules knows that routes through this link may be gone.
     Silent(LinkName),
     /// A route that no plan makes changed.
-    OtherRoute,
+    OtherRoute(IpNet),
+    /// A link's carrier came or went: the link itself is what it was.
+    Carrier,
 }
 
 #[derive(Debug, Default)]
@@ -36,9 +38,16 @@ impl State {
         }
     }
 
-    pub(super) fn is_vxlan(&self, name: LinkName) -> bool {
-        self.link(name)
-            .is_some_and(|link| matches!(link.kind, LinkKind::Vxlan(_)))
+    pub(super) fn is_made(&self, name: LinkName) -> bool {
+        self.link(name).is_some_and(|link| link.kind.is_made())
+    }
+
+    pub(super) fn has_entries(&self, name: LinkName) -> bool {
+        self.link(name).is_some_and(|link| link.kind.has_entries())
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.objects.values().filter_map(Object::as_link)
     }
 
     /// Carries out one operation, or refuses it; says what is told of it.
@@ -76,39 +85,23 @@ impl State {
             return Err(Errno::EXIST);
         }
         let mut link = wanted.clone();
-        if let LinkKind::Vxlan(vxlan) = &mut link.kind {
-            let lower = self.link(vxlan.lower).ok_or(Errno::NODEV)?;
-            if link.mtu > lower.mtu {
-                return Err(Errno::INVAL);
-            }
-            vxlan.port.get_or_insert(VXLAN_DEFAULT_PORT);
-            // One of each address family may have the same number.
-            let place = |v: &Vxlan| (v.vni, v.port, v.local.is_ipv4());
-            let same = |other: &Object| match other {
-                Object::Link(other) => {
-                    matches!(&other.kind, LinkKind::Vxlan(other) if place(other) == place(vxlan))
-                }
-                _ => false,
-            };
-            if self.objects.values().any(same) {
-                return Err(Errno::EXIST);
-            }
+        let lower = link.kind.lower().and_then(|lower| self.link(lower));
+        kind::complete(&mut link.kind, link.mtu, lower)?;
+        if self.links().any(|other| other.kind.excludes(&link.kind)) {
+            return Err(Errno::EXIST);
         }
         self.made += 1;
-        let [a, b, c, d] = self.made.to_be_bytes();
-        link.mac.get_or_insert(Mac([0x02, 0xff, a, b, c, d]));
+        if kind::has_mac(&link.kind) {
+            let [a, b, c, d] = self.made.to_be_bytes();
+            link.mac.get_or_insert(Mac([0x02, 0xff, a, b, c, d]));
+        }
         self.set(Key::Link(link.name), Some(Object::Link(Box::new(link))), told);
         Ok(())
     }
 
     fn change_link(&mut self, wanted: &Link, told: &mut Vec<Notice>) -> Result<(), Errno> {
         let mut link = self.link(wanted.name).ok_or(Errno::NODEV)?.clone();
-        if let (LinkKind::Vxlan(wanted), LinkKind::Vxlan(there)) = (&wanted.kind, &mut link.kind) {
-            if (wanted.vni, wanted.lower, wanted.gbp) != (there.vni, there.lower, there.gbp) {
-                return Err(Errno::OPNOTSUPP);
-            }
-            there.learning = wanted.learning;
-        }
+        kind::become_like(&mut link.kind, &wanted.kind)?;
         let went_down = link.up && !wanted.up;
         link.mac = wanted.mac.or(link.mac);
         link.mtu = wanted.mtu;
@@ -144,15 +137,9 @@ impl State {
     /// The entries of a device are told of before the device; its IPv4 routes are not told of.
     fn remove_link(&mut self, name: LinkName, told: &mut Vec<Notice>) {
         let above: Vec<LinkName> = self
-            .objects
-            .values()
-            .filter_map(|object| match object {
-                Object::Link(link) => match &link.kind {
-                    LinkKind::Vxlan(vxlan) if vxlan.lower == name => Some(link.name),
-                    _ => None,
-                },
-                _ => None,
-            })
+            .links()
+            .filter(|link| link.kind.lower() == Some(name))
+            .map(|link| link.name)
             .collect();
         for upper in above {
             self.remove_link(upper, told);
@@ -179,13 +166,22 @@ impl State {
     }
 
     fn put(&mut self, object: &Object, exclusive: bool, told: &mut Vec<Notice>) -> Result<(), Errno> {
-        let link = self.link(object.link()).ok_or(Errno::NODEV)?;
         let key = object.key();
+        if let Object::Route(route) = object
+            && route.is_unreachable()
+        {
+            if exclusive && self.objects.contains_key(&key) {
+                return Err(Errno::EXIST);
+            }
+            self.set(key, Some(object.clone()), told);
+            return Ok(());
+        }
+        let link = self.link(object.link()).ok_or(Errno::NODEV)?;
         match object {
             Object::Link(_) => return Err(Errno::INVAL),
             Object::Address(_) if self.objects.contains_key(&key) => return Err(Errno::EXIST),
             Object::Address(_) | Object::Neighbour(_) => {}
-            Object::Forwarding(_) if !self.is_vxlan(link.name) => return Err(Errno::OPNOTSUPP),
+            Object::Forwarding(_) if !link.kind.has_entries() => return Err(Errno::OPNOTSUPP),
             Object::Forwarding(_) => {}
             Object::Route(route) => {
                 self.check_route(route, link)?;
@@ -201,6 +197,11 @@ impl State {
     fn check_route(&self, route: &Route, link: &Link) -> Result<(), Errno> {
         if !link.up {
             return Err(Errno::NETDOWN);
+        }
+        let is_own =
+            |object: &Object| matches!(object, Object::Address(a) if Some(a.address.addr()) == route.gateway);
+        if self.objects.values().any(is_own) {
+            return Err(Errno::INVAL);
         }
         let Some(gateway) = route.gateway.filter(|_| !route.onlink) else {
             return Ok(());

@@ -38,11 +38,11 @@ impl Mirror {
                 if seen.is_main() {
                     self.notice_route(&seen, reply, origin);
                 } else if seen.is_of_further_table() && !self.in_networks(seen.destination) {
-                    self.news.underlay_changed |= !is_link_local(seen.destination);
+                    self.note_way(&seen);
                 }
             }
             // A rule may lead any packet another way.
-            RULE_NEW | RULE_DEL => self.news.underlay_changed = true,
+            RULE_NEW | RULE_DEL => self.news.ways.note_all(),
             nexthop::NEW | nexthop::DEL => self.notice_nexthop(reply),
             _ => {}
         }
@@ -54,6 +54,7 @@ impl Mirror {
         let object = self.objects.get(&Key::Link(name)).cloned();
         if !is_new {
             self.underlay_may_have_changed(name);
+            self.news.device_gone |= before.is_some_and(|known| known.made) && !self.is_own(name);
             self.forget_link(seen.index, origin);
             return;
         }
@@ -81,7 +82,7 @@ impl Mirror {
     }
 
     fn underlay_may_have_changed(&mut self, link: LinkName) {
-        self.news.underlay_changed |= self.is_watched(link) && !self.is_vxlan(link);
+        self.news.underlay_changed |= self.is_watched(link) && !self.is_made(link);
     }
 
     fn notice_address(&mut self, seen: &ObservedAddress, is_new: bool, origin: Origin) {
@@ -137,13 +138,12 @@ impl Mirror {
     }
 
     fn mirrors_neighbours(&self, link: LinkName) -> bool {
-        self.is_watched(link) && self.is_vxlan(link)
+        self.is_watched(link) && self.has_entries(link)
     }
 
     fn notice_route(&mut self, seen: &ObservedRoute, reply: &Reply<'_>, origin: Origin) {
         if !self.in_networks(seen.destination) {
-            // Every link that comes up makes these; nothing is chosen by them.
-            self.news.underlay_changed |= !is_link_local(seen.destination);
+            self.note_way(seen);
             return;
         }
         let Some(fresh) = self.route(seen) else { return };
@@ -173,6 +173,13 @@ impl Mirror {
             }
         }
         self.set_route(fresh, seen.nexthop, origin);
+    }
+
+    /// Routes to link-local addresses come with every link that comes up; nothing is chosen by them.
+    fn note_way(&mut self, seen: &ObservedRoute) {
+        if !is_link_local(seen.destination) {
+            self.news.ways.note(seen.destination);
+        }
     }
 
     fn notice_nexthop(&mut self, reply: &Reply<'_>) {

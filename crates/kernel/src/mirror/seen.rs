@@ -2,6 +2,7 @@
 
 use fabric::object::{Address, Forwarding, LinkName, Neighbour, Route};
 
+use crate::rtnl::route::UNREACHABLE;
 use crate::rtnl::{ObservedAddress, ObservedForwarding, ObservedNeighbour, ObservedRoute, RouteKind};
 
 use super::{LOOPBACK, Mirror};
@@ -45,7 +46,7 @@ impl Mirror {
     ///
     /// What [`Route`] cannot say is said by a value no plan has, so that it is seen to be in the way and replaced where it
     /// must be: several next hops or an encapsulation show the (first) link without gateway, a blackhole and its like the
-    /// loopback link.
+    /// loopback link and a gateway that is missing on it. `unreachable` is one that [`Route::unreachable`] says.
     pub(crate) fn route(&self, seen: &ObservedRoute) -> Option<Route> {
         let object = seen
             .nexthop
@@ -67,7 +68,10 @@ impl Mirror {
                 Some(link) => link,
                 None => LinkName::new(LOOPBACK)?,
             },
-            onlink: plain && (seen.onlink || object.is_some_and(|o| o.onlink)),
+            onlink: match seen.kind {
+                RouteKind::Unicast => plain && (seen.onlink || object.is_some_and(|o| o.onlink)),
+                RouteKind::Other(kind) => kind != UNREACHABLE,
+            },
             protocol: seen.protocol,
         })
     }

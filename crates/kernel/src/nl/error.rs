@@ -99,6 +99,10 @@ impl NetlinkError {
 
 impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No system call was interrupted, and "Interrupted system call" would send whoever reads it after signals.
+        if self.fault == Fault::Interrupted {
+            return write!(f, "{}: {}", self.verb, self.text);
+        }
         write!(f, "{}: {}", self.verb, io::Error::from_raw_os_error(self.errno))?;
         if !self.text.is_empty() {
             write!(f, ": {}", self.text)?;
@@ -108,3 +112,23 @@ impl fmt::Display for NetlinkError {
 }
 
 impl std::error::Error for NetlinkError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_when_a_dump_was_interrupted_then_says_by_what_and_names_no_system_call() {
+        let text = "interrupted by changes 10 times";
+        let interrupted = NetlinkError::new("list links", Fault::Interrupted, Errno::INTR, text);
+        assert_eq!(
+            interrupted.to_string(),
+            "list links: interrupted by changes 10 times"
+        );
+        let refused = NetlinkError::refused("list links", -libc::ENOMEM).to_string();
+        assert!(
+            refused.starts_with("list links: Cannot allocate memory"),
+            "{refused}"
+        );
+    }
+}

@@ -89,6 +89,43 @@ pub struct PortOptions {
     pub isolated: bool,
 }
 
+/// The message that makes a bridge, down; 0 leaves the MTU to the kernel.
+fn add_message(name: LinkName, mtu: u32, mac: Option<Mac>) -> Message {
+    let mut message = Message::new("add bridge", link::NEW, flag::ADD)
+        .raw(&link::header(0, 0, 0))
+        .text(IFLA_IFNAME, name.as_str());
+    if mtu > 0 {
+        message = message.u32(IFLA_MTU, mtu);
+    }
+    if let Some(mac) = mac {
+        message = message.attribute(IFLA_ADDRESS, &mac.0);
+    }
+    message.nest(IFLA_LINKINFO, |info| info.attribute(IFLA_INFO_KIND, b"bridge"))
+}
+
+/// The messages that make a link a port that is up, and say how it behaves.
+fn attach_messages(port: LinkName, bridge: u32, options: PortOptions) -> [Message; 2] {
+    let of_port = |verb, flags| {
+        Message::new(verb, link::NEW, 0)
+            .raw(&link::header(0, flags, flags))
+            .text(IFLA_IFNAME, port.as_str())
+    };
+    let attach = of_port("attach port", link::UP).u32(IFLA_MASTER, bridge);
+    let set = of_port("set port options", 0).nest(IFLA_LINKINFO, |info| {
+        info.attribute(IFLA_INFO_SLAVE_KIND, b"bridge")
+            .nest(IFLA_INFO_SLAVE_DATA, |data| {
+                let data = data.u8(IFLA_BRPORT_MODE, u8::from(options.hairpin));
+                // Kernels before 4.18 do not know isolation and refuse what they do not know.
+                if options.isolated {
+                    data.u8(IFLA_BRPORT_ISOLATED, 1)
+                } else {
+                    data
+                }
+            })
+    });
+    [attach, set]
+}
+
 impl Rtnl {
     /// The link of this name with its operational state; `None` when there is none.
     pub fn port_by_name(&mut self, name: LinkName) -> Result<Option<ObservedPort>, NetlinkError> {
@@ -102,18 +139,8 @@ impl Rtnl {
     ///
     /// A bridge that is given its hardware address keeps it; otherwise it changes with the ports that come and go.
     pub fn add_bridge(&mut self, name: LinkName, mtu: u32, mac: Option<Mac>) -> Result<(), NetlinkError> {
-        let mut message = Message::new("add bridge", link::NEW, flag::ADD)
-            .raw(&link::header(0, 0, 0))
-            .text(IFLA_IFNAME, name.as_str());
-        if mtu > 0 {
-            message = message.u32(IFLA_MTU, mtu);
-        }
-        if let Some(mac) = mac {
-            message = message.attribute(IFLA_ADDRESS, &mac.0);
-        }
-        let message = message.nest(IFLA_LINKINFO, |info| info.attribute(IFLA_INFO_KIND, b"bridge"));
         self.socket()
-            .request(&message)
+            .request(&add_message(name, mtu, mac))
             .map_err(|error| error.of(format_args!("add bridge {name}")))
     }
 
@@ -130,25 +157,10 @@ impl Rtnl {
         bridge: u32,
         options: PortOptions,
     ) -> Result<(), NetlinkError> {
-        let of_port = |verb, flags| {
-            Message::new(verb, link::NEW, 0)
-                .raw(&link::header(0, flags, flags))
-                .text(IFLA_IFNAME, port.as_str())
-        };
-        let attach = of_port("attach port", link::UP).u32(IFLA_MASTER, bridge);
-        let set = of_port("set port options", 0).nest(IFLA_LINKINFO, |info| {
-            info.attribute(IFLA_INFO_SLAVE_KIND, b"bridge")
-                .nest(IFLA_INFO_SLAVE_DATA, |data| {
-                    let data = data.u8(IFLA_BRPORT_MODE, u8::from(options.hairpin));
-                    // Kernels before 4.18 do not know isolation and refuse what they do not know.
-                    if options.isolated {
-                        data.u8(IFLA_BRPORT_ISOLATED, 1)
-                    } else {
-                        data
-                    }
-                })
-        });
-        self.socket().pipeline([attach, set]).into_iter().collect()
+        self.socket()
+            .pipeline(attach_messages(port, bridge, options))
+            .into_iter()
+            .collect()
     }
 
     /// A port and its bridge as they are, in one conversation.
@@ -213,4 +225,70 @@ pub(super) fn wait_readable(socket: &Socket, limit: Duration) {
         tv_nsec: 0,
     });
     let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{assert_same, heard, name};
+    use super::*;
+
+    #[test]
+    fn port_when_shown_then_its_state_and_who_asks_for_every_packet() {
+        let mut header = [0; 16];
+        header[4] = 7;
+        let shown = || Message::new("", 16, 0).raw(&header).text(3, "cni0");
+        let port = heard(&shown().u8(16, 6).u32(30, 2), read_port).unwrap();
+        assert_eq!(
+            (port.link.index, port.state, port.promiscuity),
+            (7, OperState::Up, 2)
+        );
+        let port = heard(&shown(), read_port).unwrap();
+        assert_eq!((port.state, port.promiscuity), (OperState::Other(0), 0));
+        let words = [
+            "unknown",
+            "not-present",
+            "down",
+            "lower-layer-down",
+            "testing",
+            "dormant",
+            "up",
+        ];
+        for (state, word) in (0..).zip(words) {
+            let port = heard(&shown().u8(16, state), read_port).unwrap();
+            assert_eq!(port.state.to_string(), word);
+        }
+    }
+
+    #[test]
+    fn bridge_when_made_then_with_what_it_was_given() {
+        let base = || Message::new("", 16, flag::ADD).raw(&[0; 16]).text(3, "cni0");
+        let kind = |message: Message| message.nest(18, |info| info.attribute(1, b"bridge"));
+        assert_same(&add_message(name("cni0"), 0, None), &kind(base()));
+        let full = base().u32(4, 1).attribute(1, &[2, 0, 0, 0, 0, 1]);
+        assert_same(
+            &add_message(name("cni0"), 1, Some(Mac([2, 0, 0, 0, 0, 1]))),
+            &kind(full),
+        );
+    }
+
+    #[test]
+    fn port_when_attached_then_up_and_as_asked() {
+        for (hairpin, isolated) in [(true, false), (false, true)] {
+            let [attach, set] = attach_messages(name("veth1"), 9, PortOptions { hairpin, isolated });
+            let mut up = [0; 16];
+            (up[8], up[12]) = (1, 1);
+            let expected = Message::new("", 16, 0).raw(&up).text(3, "veth1").u32(10, 9);
+            assert_same(&attach, &expected);
+            let expected = Message::new("", 16, 0)
+                .raw(&[0; 16])
+                .text(3, "veth1")
+                .nest(18, |info| {
+                    info.attribute(4, b"bridge").nest(5, |data| {
+                        let data = data.u8(4, u8::from(hairpin));
+                        if isolated { data.u8(33, 1) } else { data }
+                    })
+                });
+            assert_same(&set, &expected);
+        }
+    }
 }

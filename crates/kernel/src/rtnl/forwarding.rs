@@ -1,4 +1,4 @@
-//! Forwarding entries of vxlan devices: `RTM_*NEIGH` of `AF_BRIDGE` with `NTF_SELF`.
+//! Forwarding entries of tunnel devices: `RTM_*NEIGH` of `AF_BRIDGE` with `NTF_SELF`.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ const NTF_EXT_LEARNED: u8 = 0x10;
 /// A forwarding entry as the kernel shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObservedForwarding {
-    /// Index of the vxlan device.
+    /// Index of the device.
     pub link: u32,
     /// Inner destination.
     pub mac: Mac,
@@ -36,7 +36,7 @@ impl ObservedForwarding {
     }
 }
 
-/// Reads an `RTM_NEWNEIGH` or `RTM_DELNEIGH` of a vxlan device; entries of bridges have no outer destination.
+/// Reads an `RTM_NEWNEIGH` or `RTM_DELNEIGH` of a tunnel device; entries of bridges have no outer destination.
 pub fn read(reply: &Reply<'_>) -> Option<ObservedForwarding> {
     let header = reply.header(NDMSG)?;
     let flags = *header.get(10)?;
@@ -85,7 +85,7 @@ pub(crate) fn list_message(link: u32) -> Message {
 }
 
 impl Rtnl {
-    /// The forwarding entries of a vxlan device, learned ones included.
+    /// The forwarding entries of a tunnel device, learned ones included.
     pub fn forwardings(&mut self, link: u32) -> Result<Vec<ObservedForwarding>, NetlinkError> {
         self.list(&list_message(link), |reply| {
             read(reply).filter(|f| f.link == link)

@@ -110,3 +110,32 @@ fn read_reach(reply: &Reply<'_>) -> Option<Reach> {
     }
     Some(Reach { link: link?, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{heard, ip};
+    use super::*;
+
+    #[test]
+    fn way_when_looked_up_then_link_and_source_unless_it_leads_nowhere() {
+        let shown = |kind, what| Message::new("", kind, 0).raw(&[2, 32, 0, 0, 254, 0, 0, what, 0, 0, 0, 0]);
+        for what in [1, 2] {
+            let whole = shown(24, what)
+                .u32(4, 3)
+                .ip(7, ip("192.0.2.1"))
+                .ip(5, ip("192.0.2.9"));
+            let expected = Reach {
+                link: 3,
+                source: Some(ip("192.0.2.1")),
+            };
+            assert_eq!(heard(&whole, read_reach), Some(expected));
+        }
+        let sourceless = heard(&shown(24, 1).u32(4, 3), read_reach);
+        assert_eq!(sourceless.map(|reach| reach.source), Some(None));
+        assert_eq!(heard(&shown(24, 1), read_reach), None, "by no link");
+        assert_eq!(heard(&shown(25, 1).u32(4, 3), read_reach), None);
+        for what in [0, 6, 7, 8] {
+            assert_eq!(heard(&shown(24, what).u32(4, 3), read_reach), None, "type {what}");
+        }
+    }
+}

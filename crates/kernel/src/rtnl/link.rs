@@ -1,12 +1,11 @@
 //! Links: `RTM_*LINK`, `struct ifinfomsg`.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use fabric::object::{Link, LinkKind, LinkName, Mac, Vxlan};
+use fabric::object::{Link, LinkKind, LinkName, Mac};
 use rustix::io::Errno;
 
+use crate::kind::{self, ObservedKind};
 use crate::nl::message::{get_u16, get_u32};
-use crate::nl::{Attributes, Message, NetlinkError, Reply, flag};
+use crate::nl::{Fault, Message, NetlinkError, Reply, flag};
 
 use super::{AF_UNSPEC, Rtnl};
 
@@ -30,26 +29,12 @@ pub(crate) const IFLA_MASTER: u16 = 10;
 pub(crate) const IFLA_TXQLEN: u16 = 13;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
 pub(crate) const IFLA_INFO_DATA: u16 = 2;
 /// `RTEXT_FILTER_SKIP_STATS`: counters are two thirds of a link's bytes.
 const SKIP_STATS: u32 = 1 << 3;
-
-const VXLAN_ID: u16 = 1;
-const VXLAN_LINK: u16 = 3;
-const VXLAN_LOCAL: u16 = 4;
-const VXLAN_TTL: u16 = 5;
-const VXLAN_TOS: u16 = 6;
-const VXLAN_LEARNING: u16 = 7;
-const VXLAN_PROXY: u16 = 11;
-const VXLAN_RSC: u16 = 12;
-const VXLAN_L2MISS: u16 = 13;
-const VXLAN_L3MISS: u16 = 14;
-const VXLAN_PORT: u16 = 15;
-const VXLAN_LOCAL6: u16 = 17;
-const VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
-const VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
-const VXLAN_GBP: u16 = 23;
 
 const IFINFOMSG: usize = 16;
 
@@ -72,25 +57,10 @@ pub struct ObservedLink {
     pub master: Option<u32>,
     /// Index of the link it is paired with or stacked on (`IFLA_LINK`); of a veth, in the other end's namespace.
     pub lower: Option<u32>,
-    /// What a vxlan device is made of.
-    pub vxlan: Option<ObservedVxlan>,
-}
-
-/// What a vxlan device is made of, as the kernel shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ObservedVxlan {
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP destination port.
-    pub port: u16,
-    /// Outer source address, if set.
-    pub local: Option<IpAddr>,
-    /// Index of the underlay link; 0 when none is set.
-    pub lower: u32,
-    /// Learns forwarding entries from traffic.
-    pub learning: bool,
-    /// Group-based policy extension.
-    pub gbp: bool,
+    /// What it is made of, where it is of a kind that plans make.
+    pub made_of: Option<ObservedKind>,
+    /// Further names (`IFLA_ALT_IFNAME`), such as `enp3s0`.
+    pub other_names: Vec<Box<str>>,
 }
 
 impl ObservedLink {
@@ -99,20 +69,15 @@ impl ObservedLink {
         self.flags & UP != 0
     }
 
+    /// Something is at the other end of the cable.
+    pub fn has_carrier(&self) -> bool {
+        self.flags & LOWER_UP != 0
+    }
+
     /// The link as an object; `name_of` gives names to indices.
-    ///
-    /// What [`Vxlan`] cannot say is said by a value that no plan has: a device without local address has `0.0.0.0`, one
-    /// without known underlay link has itself as `lower`.
     pub fn to_object(&self, name_of: impl Fn(u32) -> Option<LinkName>) -> Link {
-        let kind = match self.vxlan {
-            Some(vxlan) => LinkKind::Vxlan(Box::new(Vxlan {
-                vni: vxlan.vni,
-                port: Some(vxlan.port),
-                local: vxlan.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-                lower: name_of(vxlan.lower).unwrap_or(self.name),
-                learning: vxlan.learning,
-                gbp: vxlan.gbp,
-            })),
+        let kind = match &self.made_of {
+            Some(made_of) => made_of.to_object(self.name, &name_of),
             None => LinkKind::Other(self.kind.clone()),
         };
         Link {
@@ -155,7 +120,8 @@ pub fn read(reply: &Reply<'_>) -> Option<ObservedLink> {
         return None;
     }
     let (mut name, mut kind, mut mac, mut mtu) = (None, "", None, 0);
-    let (mut master, mut lower, mut vxlan) = (None, None, None);
+    let (mut master, mut lower, mut made_of) = (None, None, None);
+    let mut other_names = Vec::new();
     for attribute in reply.attributes(IFINFOMSG) {
         match attribute.kind {
             IFLA_IFNAME => name = attribute.text().and_then(LinkName::new),
@@ -163,6 +129,10 @@ pub fn read(reply: &Reply<'_>) -> Option<ObservedLink> {
             IFLA_MTU => mtu = attribute.u32()?,
             IFLA_MASTER => master = attribute.u32(),
             IFLA_LINK => lower = attribute.u32(),
+            IFLA_PROP_LIST => {
+                let names = attribute.nested().filter(|part| part.kind == IFLA_ALT_IFNAME);
+                other_names.extend(names.filter_map(|name| Some(Box::from(name.text()?))));
+            }
             IFLA_LINKINFO => {
                 let mut data = None;
                 for part in attribute.nested() {
@@ -172,9 +142,7 @@ pub fn read(reply: &Reply<'_>) -> Option<ObservedLink> {
                         _ => {}
                     }
                 }
-                if kind == "vxlan" {
-                    vxlan = data.map(read_vxlan);
-                }
+                made_of = data.and_then(|data| ObservedKind::read(kind, data));
             }
             _ => {}
         }
@@ -189,39 +157,20 @@ pub fn read(reply: &Reply<'_>) -> Option<ObservedLink> {
         flags: get_u32(header, 8)?,
         master,
         lower,
-        vxlan,
+        made_of,
+        other_names,
     })
 }
 
-fn read_vxlan(data: Attributes<'_>) -> ObservedVxlan {
-    let mut vxlan = ObservedVxlan {
-        vni: 0,
-        port: 0,
-        local: None,
-        lower: 0,
-        learning: false,
-        gbp: false,
-    };
-    for attribute in data {
-        match attribute.kind {
-            VXLAN_ID => vxlan.vni = attribute.u32().unwrap_or(0),
-            VXLAN_LINK => vxlan.lower = attribute.u32().unwrap_or(0),
-            // Without a local address some kernels show the unspecified one.
-            VXLAN_LOCAL | VXLAN_LOCAL6 => vxlan.local = attribute.ip().filter(|ip| !ip.is_unspecified()),
-            VXLAN_LEARNING => vxlan.learning = attribute.u8() == Some(1),
-            VXLAN_PORT => vxlan.port = attribute.be16().unwrap_or(0),
-            VXLAN_GBP => vxlan.gbp = true,
-            _ => {}
-        }
-    }
-    vxlan
-}
-
-/// The message that makes a vxlan device with everything it has, its administrative state included.
+/// The message that makes a link with everything it has, its administrative state included; `lower` is the index of the link
+/// it lies on, 0 where it has none. `None` for kinds that plans do not make.
 ///
 /// COMPAT: attributes, their order and the explicit zeroes are what Go flannel sends (transmit queue length 0 shows in
 /// `ip -j link` as its absence).
-pub fn add_vxlan_message(link: &Link, vxlan: &Vxlan, lower_index: u32) -> Message {
+pub fn add_message(link: &Link, lower: u32) -> Option<Message> {
+    if !link.kind.is_made() {
+        return None;
+    }
     let up = if link.up { UP } else { 0 };
     let mut message = Message::new("add link", NEW, flag::ADD)
         .raw(&header(0, up, up))
@@ -233,36 +182,33 @@ pub fn add_vxlan_message(link: &Link, vxlan: &Vxlan, lower_index: u32) -> Messag
     if let Some(mac) = link.mac {
         message = message.attribute(IFLA_ADDRESS, &mac.0);
     }
-    message.nest(IFLA_LINKINFO, |info| {
-        info.attribute(IFLA_INFO_KIND, b"vxlan")
-            .nest(IFLA_INFO_DATA, |data| {
-                let local = if vxlan.local.is_ipv4() {
-                    VXLAN_LOCAL
-                } else {
-                    VXLAN_LOCAL6
-                };
-                let mut data = data
-                    .u32(VXLAN_ID, vxlan.vni)
-                    .u32(VXLAN_LINK, lower_index)
-                    .ip(local, vxlan.local)
-                    .u8(VXLAN_TTL, 0)
-                    .u8(VXLAN_TOS, 0)
-                    .u8(VXLAN_LEARNING, u8::from(vxlan.learning))
-                    .u8(VXLAN_PROXY, 0)
-                    .u8(VXLAN_RSC, 0)
-                    .u8(VXLAN_L2MISS, 0)
-                    .u8(VXLAN_L3MISS, 0)
-                    .u8(VXLAN_UDP_ZERO_CSUM6_TX, 0)
-                    .u8(VXLAN_UDP_ZERO_CSUM6_RX, 0);
-                if vxlan.gbp {
-                    data = data.attribute(VXLAN_GBP, &[]);
-                }
-                match vxlan.port {
-                    Some(port) if port > 0 => data.be16(VXLAN_PORT, port),
-                    _ => data,
-                }
-            })
-    })
+    Some(message.nest(IFLA_LINKINFO, |info| {
+        info.attribute(IFLA_INFO_KIND, link.kind.name().as_bytes())
+            .nest(IFLA_INFO_DATA, |data| kind::write(&link.kind, data, lower))
+    }))
+}
+
+/// The message that turns a link into one of this kind in place, as far as its kind's own settings go.
+pub fn change_kind_message(index: u32, to: &LinkKind) -> Message {
+    Message::new("set link", NEW, 0)
+        .raw(&header(index, 0, 0))
+        .nest(IFLA_LINKINFO, |info| {
+            info.attribute(IFLA_INFO_KIND, to.name().as_bytes())
+                .nest(IFLA_INFO_DATA, |data| kind::write_change(to, data))
+        })
+}
+
+/// The message that changes a link in place.
+pub fn set_message(index: u32, change: LinkChange) -> Message {
+    let (flags, mask) = change.up.map_or((0, 0), |up| (if up { UP } else { 0 }, UP));
+    let mut message = Message::new("set link", NEW, 0).raw(&header(index, flags, mask));
+    if let Some(mtu) = change.mtu {
+        message = message.u32(IFLA_MTU, mtu);
+    }
+    if let Some(mac) = change.mac {
+        message = message.attribute(IFLA_ADDRESS, &mac.0);
+    }
+    message
 }
 
 /// The request for the link of this name.
@@ -304,37 +250,34 @@ impl Rtnl {
         }
     }
 
-    /// Makes a vxlan device over the link with index `lower_index`.
-    pub fn add_vxlan(&mut self, link: &Link, vxlan: &Vxlan, lower_index: u32) -> Result<(), NetlinkError> {
-        let message = add_vxlan_message(link, vxlan, lower_index);
-        self.socket()
-            .request(&message)
-            .map_err(|error| error.of(format_args!("add link {}", link.name)))
+    /// Makes a link of a kind that plans make, over the link with index `lower` (0 where its kind lies on none).
+    pub fn add_link(&mut self, link: &Link, lower: u32) -> Result<(), NetlinkError> {
+        let Some(message) = add_message(link, lower) else {
+            return Err(NetlinkError::new(
+                "add link",
+                Fault::Refused,
+                Errno::OPNOTSUPP,
+                "links of this kind are not made by us",
+            ));
+        };
+        self.socket().request(&message).map_err(|mut error| {
+            if error.fault == Fault::Refused
+                && let Some(text) = kind::explain(&link.kind, Errno::from_raw_os_error(error.errno))
+            {
+                error.text = text.into();
+            }
+            error.of(format_args!("add link {}", link.name))
+        })
     }
 
     /// Changes a link in place, all in one message.
     pub fn set_link(&mut self, index: u32, change: LinkChange) -> Result<(), NetlinkError> {
-        let (flags, mask) = change.up.map_or((0, 0), |up| (if up { UP } else { 0 }, UP));
-        let mut message = Message::new("set link", NEW, 0).raw(&header(index, flags, mask));
-        if let Some(mtu) = change.mtu {
-            message = message.u32(IFLA_MTU, mtu);
-        }
-        if let Some(mac) = change.mac {
-            message = message.attribute(IFLA_ADDRESS, &mac.0);
-        }
-        self.socket().request(&message)
+        self.socket().request(&set_message(index, change))
     }
 
-    /// Switches learning of a vxlan device in place.
-    pub fn set_vxlan_learning(&mut self, index: u32, learning: bool) -> Result<(), NetlinkError> {
-        let message =
-            Message::new("set link", NEW, 0)
-                .raw(&header(index, 0, 0))
-                .nest(IFLA_LINKINFO, |info| {
-                    info.attribute(IFLA_INFO_KIND, b"vxlan")
-                        .nest(IFLA_INFO_DATA, |data| data.u8(VXLAN_LEARNING, u8::from(learning)))
-                });
-        self.socket().request(&message)
+    /// Turns a link into one of this kind in place, as far as its kind's own settings go.
+    pub fn set_kind(&mut self, index: u32, to: &LinkKind) -> Result<(), NetlinkError> {
+        self.socket().request(&change_kind_message(index, to))
     }
 
     /// Deletes a link; the kernel removes all that hangs on it.

@@ -149,6 +149,39 @@ pub fn add_route_message(link: u32, route: &PodRoute) -> Message {
     })
 }
 
+/// The messages that add an address; an `exempt` IPv6 one without detection, and then made an ordinary one.
+fn usable_address_messages(link: u32, address: IpNet, exempt: bool) -> Vec<Message> {
+    let exempt = exempt && address.addr().is_ipv6();
+    let mut messages = vec![add_address_message(link, address, exempt, flag::ADD)];
+    if exempt {
+        messages.push(add_address_message(link, address, false, flag::REPLACE));
+    }
+    messages
+}
+
+/// The messages that make a pod's link what it is to be, and which step each belongs to.
+fn pod_messages(
+    link: u32,
+    addresses: &[IpNet],
+    routes: &[PodRoute],
+    detection: bool,
+) -> (Vec<PodStep>, Vec<Message>) {
+    let mut steps = Vec::with_capacity(addresses.len() * 2 + 1 + routes.len());
+    let mut messages = Vec::with_capacity(steps.capacity());
+    for (i, address) in addresses.iter().enumerate() {
+        let wanted = usable_address_messages(link, *address, !detection);
+        steps.extend(wanted.iter().map(|_| PodStep::Address(i)));
+        messages.extend(wanted);
+    }
+    steps.push(PodStep::Up);
+    messages.push(Message::new("set link up", link::NEW, 0).raw(&link::header(link, UP, UP)));
+    for (i, route) in routes.iter().enumerate() {
+        steps.push(PodStep::Route(i));
+        messages.push(add_route_message(link, route));
+    }
+    (steps, messages)
+}
+
 impl Rtnl {
     /// Gives a link its addresses, sets it up and adds the routes through it.
     ///
@@ -162,23 +195,7 @@ impl Rtnl {
         routes: &[PodRoute],
         detection: bool,
     ) -> Result<(), PodError> {
-        let mut steps = Vec::with_capacity(addresses.len() * 2 + 1 + routes.len());
-        let mut messages = Vec::with_capacity(steps.capacity());
-        for (i, address) in addresses.iter().enumerate() {
-            let exempt = address.addr().is_ipv6() && !detection;
-            steps.push(PodStep::Address(i));
-            messages.push(add_address_message(link, *address, exempt, flag::ADD));
-            if exempt {
-                steps.push(PodStep::Address(i));
-                messages.push(add_address_message(link, *address, false, flag::REPLACE));
-            }
-        }
-        steps.push(PodStep::Up);
-        messages.push(Message::new("set link up", link::NEW, 0).raw(&link::header(link, UP, UP)));
-        for (i, route) in routes.iter().enumerate() {
-            steps.push(PodStep::Route(i));
-            messages.push(add_route_message(link, route));
-        }
+        let (steps, messages) = pod_messages(link, addresses, routes, detection);
         let outcomes = self.socket().pipeline(messages);
         for (step, outcome) in steps.into_iter().zip(outcomes) {
             outcome.map_err(|error| PodError { step, error })?;
@@ -221,14 +238,9 @@ impl Rtnl {
     /// bridge does not answer for it, and the first pod of a host reaches nothing beyond. The bridge is ours, so there is nobody
     /// it could be a duplicate of.
     pub fn add_gateway(&mut self, link: u32, address: IpNet) -> Result<(), NetlinkError> {
-        let exempt = address.addr().is_ipv6();
-        let mut messages = vec![add_address_message(link, address, exempt, flag::ADD)];
-        if exempt {
-            messages.push(add_address_message(link, address, false, flag::REPLACE));
-        }
         match self
             .socket()
-            .pipeline(messages)
+            .pipeline(usable_address_messages(link, address, true))
             .into_iter()
             .collect::<Result<(), _>>()
         {
@@ -247,5 +259,53 @@ impl Rtnl {
             Err(error) if error.is(rustix::io::Errno::NODEV) => Ok(false),
             Err(error) => Err(error.of(format_args!("delete link {name}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::assert_same;
+    use super::*;
+
+    #[test]
+    fn pod_when_made_then_addresses_state_and_routes_in_that_order() {
+        let (v4, v6): (IpNet, IpNet) = ("10.5.1.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap());
+        let route = PodRoute {
+            destination: "10.5.0.0/16".parse().unwrap(),
+            gateway: None,
+            priority: 0,
+            table: None,
+            scope: 0,
+            mtu: 0,
+            advmss: 0,
+        };
+        let up = || {
+            let mut header = [0; 16];
+            (header[4], header[8], header[12]) = (5, 1, 1);
+            Message::new("", 16, 0).raw(&header)
+        };
+        let add = |address, exempt| add_address_message(5, address, exempt, flag::ADD);
+        let (steps, messages) = pod_messages(5, &[v4, v6], &[route, route], false);
+        let expected = [
+            (PodStep::Address(0), add(v4, false)),
+            (PodStep::Address(1), add(v6, true)),
+            (
+                PodStep::Address(1),
+                add_address_message(5, v6, false, flag::REPLACE),
+            ),
+            (PodStep::Up, up()),
+            (PodStep::Route(0), add_route_message(5, &route)),
+            (PodStep::Route(1), add_route_message(5, &route)),
+        ];
+        assert_eq!((steps.len(), messages.len()), (expected.len(), expected.len()));
+        for ((step, message), (expected, said)) in steps.iter().zip(&messages).zip(&expected) {
+            assert_eq!(step, expected);
+            assert_same(message, said);
+        }
+        let (steps, messages) = pod_messages(5, &[v6], &[], true);
+        assert_eq!(steps, [PodStep::Address(0), PodStep::Up]);
+        assert_same(&messages[0], &add(v6, false));
+        assert_eq!(usable_address_messages(5, v4, true).len(), 1);
+        assert_eq!(usable_address_messages(5, v6, true).len(), 2);
     }
 }

@@ -59,8 +59,12 @@ impl RouteKind {
     }
 }
 
+/// `RTN_UNICAST`.
+const UNICAST: u8 = 1;
 /// `RTN_BLACKHOLE`.
 pub const BLACKHOLE: u8 = 6;
+/// `RTN_UNREACHABLE`.
+pub const UNREACHABLE: u8 = 7;
 
 /// A route as the kernel shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,21 +220,22 @@ fn destination(message: Message, route: &Route) -> Message {
 /// The message that makes a route; `flags` say what to do when there is one of the same destination and metric.
 pub fn add_message(flags: u16, route: &Route, via: Via) -> Message {
     let family = family_number(Family::of_net(route.destination));
-    let local = family == AF_INET && route.gateway.is_none();
+    let refused = route.is_unreachable();
+    let local = family == AF_INET && route.gateway.is_none() && !refused;
     let onlink = route.onlink && matches!(via, Via::Link(_));
     let header = Header {
         family,
         prefix: route.destination.prefix_len(),
         protocol: route.protocol,
         scope: if local { SCOPE_LINK } else { SCOPE_GLOBAL },
-        kind: 1,
+        kind: if refused { UNREACHABLE } else { UNICAST },
         flags: if onlink { RTNH_F_ONLINK } else { 0 },
     };
     let message = destination(Message::new("add route", NEW, flags).raw(&header.bytes()), route);
     match via {
         Via::Nexthop(id) => message.u32(RTA_NH_ID, id),
-        Via::Link(index) => gateway(message, route).u32(RTA_OIF, index),
-        Via::Nowhere => message,
+        Via::Link(index) if !refused => gateway(message, route).u32(RTA_OIF, index),
+        Via::Link(_) | Via::Nowhere => message,
     }
 }
 

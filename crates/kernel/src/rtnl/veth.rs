@@ -112,3 +112,59 @@ impl Rtnl {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::tests::{assert_same, name};
+    use super::*;
+
+    #[test]
+    fn pair_when_made_then_both_ends_in_one_message_and_announced() {
+        let netns = std::fs::File::open("/proc/self/ns/net").unwrap();
+        let pair = VethPair {
+            name: name("veth1"),
+            mac: None,
+            peer: name("eth0"),
+            peer_netns: netns.as_fd(),
+            mtu: 0,
+        };
+        let expected = |pair: &VethPair<'_>| {
+            let mtu = |message: Message| {
+                if pair.mtu > 0 {
+                    message.u32(4, pair.mtu)
+                } else {
+                    message
+                }
+            };
+            let mut near = mtu(Message::new("", 16, flag::ADD).raw(&[0; 16]).text(3, "veth1"));
+            if let Some(mac) = pair.mac {
+                near = near.attribute(1, &mac.0);
+            }
+            near.nest(18, |info| {
+                info.attribute(1, b"veth").nest(2, |data| {
+                    data.nest(1, |peer| {
+                        mtu(peer.raw(&[0; 16]).text(3, "eth0"))
+                            .u32(13, 0)
+                            .u32(28, netns.as_raw_fd() as u32)
+                    })
+                })
+            })
+        };
+        assert_same(&add_message(&pair), &expected(&pair));
+        let pair = VethPair {
+            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            mtu: 1,
+            ..pair
+        };
+        assert_same(&add_message(&pair), &expected(&pair));
+        let notify = Message::new("", 16, 0)
+            .raw(&[0; 16])
+            .text(3, "veth1")
+            .nest(26, |families| {
+                families.nest(2, |inet| inet.nest(1, |conf| conf.u32(22, 1)))
+            });
+        assert_same(&arp_notify_message(name("veth1")), &notify);
+    }
+}

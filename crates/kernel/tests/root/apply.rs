@@ -580,3 +580,46 @@ fn device_when_another_has_its_vni_then_the_kernel_says_so_and_it_stays() {
     );
     assert_mirror_true(&mut kernel, interest(&["flannel.1", "eth0"], &["10.5.0.0/16"]));
 }
+
+#[test]
+fn routes_when_closed_and_opened_again_then_each_takes_the_others_place_and_a_blackhole_is_something_else() {
+    for how in [PLAIN, BY_OBJECT] {
+        let scratch = Scratch::new();
+        let mut kernel = device(&scratch);
+        scratch.ip("address add fd00:5:1::/128 dev flannel.1");
+        for (net, gateway) in [("10.5.2.0/24", "10.5.2.0"), ("fd00:5:0:2::/64", "fd00:5:0:2::")] {
+            let open = tunnel_route(net, gateway, "flannel.1");
+            let closed = open.unreachable();
+            let family = if net.contains(':') { "-6" } else { "-4" };
+            let shown = |scratch: &Scratch| scratch.ip(&format!("{family} route show {net} proto 241"));
+            done(&kernel.apply(&[Op::Add(Object::Route(closed))], how));
+            let text = shown(&scratch);
+            assert!(
+                text.starts_with("unreachable ")
+                    || scratch
+                        .ip(&format!("{family} route show type unreachable"))
+                        .contains(net),
+                "{text}"
+            );
+            assert_mirror_true(&mut kernel, own_interest());
+            let step = change(&kernel, Object::Route(open));
+            done(&kernel.apply(&[step], how));
+            let text = shown(&scratch);
+            assert!(text.contains(gateway) && !text.contains("unreachable"), "{text}");
+            let step = change(&kernel, Object::Route(closed));
+            done(&kernel.apply(&[step], how));
+            assert_mirror_true(&mut kernel, own_interest());
+            assert_eq!(kernel.objects().get(&closed.key()), Some(&Object::Route(closed)));
+            done(&kernel.apply(&[Op::Remove(Object::Route(closed))], how));
+            assert_eq!(shown(&scratch).trim(), "");
+            scratch.ip(&format!("{family} route add blackhole {net} proto 241"));
+            kernel.observe(Scope::All).unwrap();
+            let there = kernel.objects().get(&closed.key()).cloned();
+            assert!(there.is_some_and(|there| there != Object::Route(closed)));
+            scratch.ip(&format!("{family} route del blackhole {net}"));
+        }
+        assert_mirror_true(&mut kernel, own_interest());
+        let left = scratch.ip("nexthop show");
+        assert_eq!(left.trim(), "", "no next hop object without a route");
+    }
+}

@@ -41,6 +41,12 @@ fn legacy_rules_when_ours_or_built_in_chains_change_then_seen_and_others_not() {
         host.iptables(family, "-t nat -N FLANNEL-POSTRTG");
         assert!(probe.changed());
         assert!(!probe.changed());
+        let has = |probe: &mut Probe, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            probe.has_chain(&names).unwrap()
+        };
+        assert!(has(&mut probe, &["FLANNEL-FWD", "FLANNEL-POSTRTG"]));
+        assert!(!has(&mut probe, &["FLANNEL-POST", "FLANNEL-POSTRTG-2"]));
         host.iptables(family, "-t nat -N KUBE-SVC");
         for mark in 1..30 {
             host.iptables(

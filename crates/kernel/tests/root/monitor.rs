@@ -259,15 +259,56 @@ fn links_when_renamed_then_one_goes_and_another_comes() {
             .any(|key| matches!(key, Key::Forwarding(..))),
         "they stayed"
     );
-    // The one below: what names it changes with it.
-    scratch.batch(
-        "ip",
-        "link set eth0 down\nlink set eth0 name wan0\nlink set wan0 up\n",
-    );
-    let drained = settle(&mut kernel);
+}
+
+/// The device lies on the same link as before: nobody has a reason to make it anew.
+#[test]
+fn link_below_when_renamed_then_the_device_is_the_same_until_the_name_is_anothers() {
+    let scratch = Scratch::new();
+    let mut kernel = with_peers(&scratch);
+    // The mirror differs from a new observer's on purpose.
+    let hear = |kernel: &mut Kernel| {
+        let drained = kernel.drain().unwrap();
+        if let Some(scope) = drained.resync {
+            kernel.observe(scope).unwrap();
+        }
+        drained
+    };
+    let rename = |from: &str, to: &str| {
+        scratch.batch(
+            "ip",
+            &format!("link set {from} down\nlink set {from} name {to}\nlink set {to} up\n"),
+        );
+    };
+    let below = |kernel: &Kernel| {
+        let device = &kernel.objects()[&Key::Link(link("flannel.1"))];
+        device.as_link().unwrap().kind.lower().unwrap().to_string()
+    };
+    rename("eth0", "wan0");
+    let drained = hear(&mut kernel);
     assert!(drained.underlay_changed);
-    let text = kernel.objects()[&Key::Link(link("flannel.1"))].to_string();
-    assert!(text.contains("dev wan0"), "{text}");
+    assert_eq!(below(&kernel), "eth0");
+    assert_eq!(kernel.link_index(link("eth0")), None);
+    kernel.observe(Scope::All).unwrap();
+    assert_eq!(below(&kernel), "eth0", "read anew it is no other");
+    // Whoever knows of the new name asks by it.
+    kernel.set_interest(interest(
+        &["flannel.1", "wan0"],
+        &["10.5.0.0/16", "10.64.0.0/10", "fd00:5::/32"],
+    ));
+    kernel.observe(Scope::All).unwrap();
+    assert_eq!(below(&kernel), "wan0");
+    rename("wan0", "eth0");
+    hear(&mut kernel);
+    assert_eq!(below(&kernel), "wan0");
+    // Another has the name: now there is a difference.
+    scratch.ip("link add wan0 type veth peer name wan1");
+    hear(&mut kernel);
+    assert_eq!(below(&kernel), "eth0");
+    scratch.ip("link del wan0");
+    rename("eth0", "wan0");
+    hear(&mut kernel);
+    assert_eq!(below(&kernel), "wan0");
 }
 
 #[test]
@@ -285,7 +326,10 @@ fn rules_and_further_tables_when_they_change_then_the_way_to_peers_may_have() {
         assert_eq!(kernel.drain().unwrap(), Drained::default());
         scratch.ip(change);
         let drained = settle(&mut kernel);
-        assert!(drained.underlay_changed && drained.changed.is_empty(), "{change}");
+        assert!(
+            drained.ways.covers(ip("192.0.2.9")) && drained.changed.is_empty(),
+            "{change}"
+        );
     }
 }
 
@@ -315,7 +359,12 @@ fn pods_when_they_come_and_go_then_nothing_is_told() {
     assert_eq!(keys(&settle(&mut kernel)), ["route 10.5.1.0/24"]);
     scratch.ip("route add default via 192.0.2.254");
     let drained = settle(&mut kernel);
-    assert!(drained.underlay_changed && drained.changed.is_empty());
+    assert!(drained.ways.has_default() && drained.changed.is_empty() && !drained.underlay_changed);
+    // Any other is one of thousands that may come: it says which addresses it leads to.
+    scratch.ip("route add 203.0.113.0/24 via 192.0.2.254");
+    let drained = settle(&mut kernel);
+    assert!(drained.ways.covers(ip("203.0.113.7")) && !drained.ways.covers(ip("192.0.2.9")));
+    assert!(!drained.ways.has_default() && drained.resync.is_none());
 }
 
 #[test]

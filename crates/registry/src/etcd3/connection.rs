@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, pki_types::ServerName};
 use tonic::body::Body;
 use tonic::codegen::http::uri::Uri;
 use tonic::codegen::http::{HeaderValue, Request, Response};
@@ -27,6 +27,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::endpoint::{Address, Endpoint};
+use super::names;
 use super::tls::TlsFiles;
 use super::{Credentials, REQUEST_DEADLINE};
 
@@ -72,9 +73,14 @@ impl Connection {
         sent: &Arc<AtomicU64>,
         number: u64,
     ) -> Result<Connection, ConnectError> {
+        // Before anything else: a file that is missing is the first thing to be told, also while nobody listens.
+        if endpoint.tls {
+            files.check()?;
+        }
         let sender = match &endpoint.address {
             Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let found = names::look_up(host, *port).await?;
+                let stream = TcpStream::connect(found.as_slice()).await?;
                 stream.set_nodelay(true)?;
                 if endpoint.tls {
                     let connector = TlsConnector::from(Arc::new(files.load()?));
@@ -147,7 +153,19 @@ where
 
 /// rustls' errors arrive wrapped in an `io::Error` whose kind says nothing.
 fn tls_failure(error: io::Error) -> ConnectError {
-    format!("TLS: {error}").into()
+    // What is no TLS record at all was written by a server that speaks in the clear, or it hung up on what it took for nonsense.
+    let in_the_clear = matches!(
+        error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        Some(rustls::Error::InvalidMessage(_))
+    ) || error.kind() == io::ErrorKind::UnexpectedEof;
+    let hint = if in_the_clear {
+        " (does it speak TLS? where it does not, its URL begins with http://)"
+    } else {
+        ""
+    };
+    format!("TLS: {error}{hint}").into()
 }
 
 fn is_auth_off(status: &Status) -> bool {
@@ -189,5 +207,51 @@ impl Service<Request<Body>> for Connection {
             request.headers_mut().insert("token", token.clone());
         }
         Box::pin(self.sender.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_described_with_its_causes_each_said_once() {
+        assert_eq!(
+            describe(&Status::unavailable("")),
+            Code::Unavailable.description()
+        );
+        assert_eq!(describe(&Status::unavailable("why")), "why");
+        let caused = |message: &str| {
+            let mut status = Status::unavailable(message);
+            status.set_source(Arc::new(io::Error::other("broken pipe")));
+            describe(&status)
+        };
+        assert_eq!(caused("transport"), "transport: broken pipe");
+        assert_eq!(caused("a broken pipe it is"), "a broken pipe it is");
+        assert_eq!(caused(""), "broken pipe");
+    }
+
+    #[test]
+    fn a_server_without_authentication_is_told_from_one_that_refuses() {
+        let off = "etcdserver: authentication is not enabled";
+        assert!(is_auth_off(&Status::failed_precondition(off)));
+        assert!(!is_auth_off(&Status::failed_precondition(
+            "etcdserver: user name not found"
+        )));
+        assert!(!is_auth_off(&Status::invalid_argument(off)));
+    }
+
+    #[test]
+    fn a_server_that_speaks_in_the_clear_is_hinted_at_and_no_other() {
+        let hinted = |error| tls_failure(error).to_string().contains("does it speak TLS?");
+        let invalid = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        assert!(hinted(io::Error::new(io::ErrorKind::InvalidData, invalid)));
+        assert!(hinted(io::Error::new(io::ErrorKind::UnexpectedEof, "eof")));
+        assert!(!hinted(io::Error::new(
+            io::ErrorKind::InvalidData,
+            rustls::Error::DecryptError
+        )));
+        let refused = tls_failure(io::Error::other("refused")).to_string();
+        assert_eq!(refused, "TLS: refused");
     }
 }

@@ -40,7 +40,12 @@ impl Keys {
 
     /// The key of a lease.
     pub fn of(&self, subnet: &Subnet) -> String {
-        format!("{}{subnet}", self.subnets)
+        self.at(&subnet.to_string())
+    }
+
+    /// The key of what is called this below [`Keys::subnets`].
+    pub fn at(&self, below: &str) -> String {
+        format!("{}{below}", self.subnets)
     }
 
     /// The part of a key below [`Keys::subnets`]; `None` for a key that is not there. Bytes that are no UTF-8 are replaced,

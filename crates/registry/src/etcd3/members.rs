@@ -17,7 +17,7 @@ use super::endpoint::Endpoint;
 use super::tls::TlsFiles;
 use super::{Credentials, REQUEST_DEADLINE};
 use crate::RegistryError;
-use crate::chance::below;
+use crate::chance::Chance;
 use crate::state::{Failure, State};
 
 /// TCP, TLS and login together: less than a request's deadline, so that one dead member among several costs little.
@@ -66,6 +66,19 @@ impl CallError {
             CallError::Status { status, .. } => Some(status),
         }
     }
+
+    /// Whether the revision asked for has not come yet, in etcd's words.
+    pub(super) fn is_future(&self) -> bool {
+        self.status().is_some_and(|status| {
+            status.code() == Code::OutOfRange && status.message().contains("future revision")
+        })
+    }
+
+    /// Whether the revision asked for is forgotten, or has not come yet.
+    pub(super) fn is_compacted(&self) -> bool {
+        self.status()
+            .is_some_and(|status| status.code() == Code::OutOfRange)
+    }
 }
 
 impl From<CallError> for RegistryError {
@@ -91,8 +104,9 @@ impl Members {
         files: TlsFiles,
         credentials: Option<Credentials>,
         state: watch::Sender<State>,
+        chance: &Chance,
     ) -> Members {
-        let index = below(endpoints.len());
+        let index = chance.below(endpoints.len());
         let current = Current {
             index,
             opened: 0,
@@ -285,4 +299,109 @@ fn is_worth_another_member(status: &Status) -> bool {
                 | Code::Internal
                 | Code::Unimplemented
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_stale_when_it_expired_or_users_have_changed() {
+        assert!(is_stale_token(&Status::unauthenticated(
+            "etcdserver: invalid auth token"
+        )));
+        let old = "etcdserver: revision of auth store is old";
+        assert!(is_stale_token(&Status::invalid_argument(old)));
+        assert!(!is_stale_token(&Status::invalid_argument(
+            "etcdserver: key is not provided"
+        )));
+        assert!(!is_stale_token(&Status::permission_denied(old)));
+    }
+
+    #[test]
+    fn another_member_is_asked_when_this_one_is_ill_and_not_when_it_says_no() {
+        for code in [
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+            Code::Unknown,
+            Code::Internal,
+            Code::Unimplemented,
+        ] {
+            assert!(is_worth_another_member(&Status::new(code, "")), "{code:?}");
+        }
+        for code in [
+            Code::PermissionDenied,
+            Code::OutOfRange,
+            Code::NotFound,
+            Code::InvalidArgument,
+        ] {
+            let mut status = Status::new(code, "");
+            assert!(!is_worth_another_member(&status), "{code:?}");
+            status.set_source(Arc::new(std::io::Error::other("broken")));
+            assert!(is_worth_another_member(&status), "made on our side");
+        }
+    }
+
+    fn members() -> Members {
+        let endpoints =
+            super::super::parse_endpoints("http://192.0.2.1:1,http://192.0.2.2:1", false).unwrap();
+        let (state, _) = watch::channel(State::default());
+        Members::new(endpoints, TlsFiles::default(), None, state, &Chance::seeded(1))
+    }
+
+    #[test]
+    fn the_state_says_since_when_it_is_so_and_what_went_wrong_last() {
+        let members = members();
+        let state = || members.state().borrow().clone();
+        let error = || state().last_failure.map(|failure| failure.error);
+        members.note_failure("a", false);
+        assert_eq!((state().since, error().as_deref()), (None, Some("a")));
+        members.note_failure("b", true);
+        let lost = state().since;
+        assert!(lost.is_some() && state().endpoint.is_none());
+        members.note_failure("c", true);
+        assert_eq!(
+            (state().since, error().as_deref()),
+            (lost, Some("c")),
+            "as long as none answers"
+        );
+        let [first, second] = &*members.endpoints else {
+            panic!()
+        };
+        members.note_connected(first);
+        let connected = state().since;
+        assert!(connected > lost);
+        assert_eq!(state().endpoint.as_deref(), Some("http://192.0.2.1:1"));
+        members.note_connected(first);
+        assert_eq!(state().since, connected);
+        members.note_failure("d", false);
+        assert!(state().endpoint.is_some() && state().since == connected);
+        members.note_connected(second);
+        assert_eq!(state().endpoint.as_deref(), Some("http://192.0.2.2:1"));
+        members.note_failure("e", true);
+        assert!(state().endpoint.is_none() && state().since > connected);
+    }
+
+    #[test]
+    fn an_error_of_a_call_names_who_refused_and_why() {
+        let refused = CallError::Status {
+            endpoint: "http://a:1".to_owned(),
+            call: "Txn",
+            status: Status::permission_denied("no"),
+        };
+        assert_eq!(refused.status().map(Status::code), Some(Code::PermissionDenied));
+        let want = RegistryError::Refused {
+            endpoint: "http://a:1".to_owned(),
+            call: "Txn",
+            reason: "no".to_owned(),
+        };
+        assert_eq!(RegistryError::from(refused), want);
+        let silent = CallError::Unreachable("x".to_owned());
+        assert!(silent.status().is_none());
+        assert_eq!(
+            RegistryError::from(silent),
+            RegistryError::Unreachable("x".to_owned())
+        );
+    }
 }

@@ -2,6 +2,7 @@
 //! without a restart.
 
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,9 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// No file of certificates or of a key is larger, bytes.
+const LARGEST: u64 = 4 << 20;
 
 /// The files of `--etcd-cafile`, `--etcd-certfile` and `--etcd-keyfile`, each optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +62,18 @@ impl TlsFiles {
         self.cafile.is_some() || self.certfile.is_some() || self.keyfile.is_some()
     }
 
+    /// Reads the files that are given, for what can be told of them without anybody who answers.
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
+        if let Some(path) = &self.cafile {
+            roots_from(path)?;
+        }
+        if let (Some(certfile), Some(keyfile)) = (&self.certfile, &self.keyfile) {
+            certificates("etcd-certfile", certfile)?;
+            private_key(keyfile)?;
+        }
+        Ok(())
+    }
+
     /// Reads the files into a client configuration for HTTP/2.
     pub(crate) fn load(&self) -> Result<ClientConfig, TlsError> {
         let roots = Arc::new(match &self.cafile {
@@ -84,11 +100,32 @@ impl TlsFiles {
 }
 
 fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read {
+    read_file(path).map_err(|source| TlsError::Read {
         flag,
         path: path.display().to_string(),
         source,
     })
+}
+
+/// Reads a regular file: a FIFO would be waited for, and a device has no end.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let odd = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
+    // Before it is opened, for that waits, and after, for it may be another by then.
+    let is_file = |found: fs::Metadata| {
+        found
+            .is_file()
+            .then_some(())
+            .ok_or_else(|| odd("not a regular file"))
+    };
+    is_file(fs::metadata(path)?)?;
+    let file = fs::File::open(path)?;
+    is_file(file.metadata()?)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()) {
+        Ok(length) if length <= LARGEST => Ok(bytes),
+        _ => Err(odd("more than the 4 MiB that are expected at most")),
+    }
 }
 
 fn content(flag: &'static str, path: &Path, reason: String) -> TlsError {
@@ -142,4 +179,69 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
         return Err(TlsError::NoRoots(errors.join("; ")));
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    fn checked(cafile: Option<&Path>, certfile: Option<&Path>, keyfile: Option<&Path>) -> Result<(), String> {
+        let files = TlsFiles {
+            cafile: cafile.map(Path::to_owned),
+            certfile: certfile.map(Path::to_owned),
+            keyfile: keyfile.map(Path::to_owned),
+        };
+        files.check().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn files_are_given_when_any_of_them_is() {
+        let one = |set: fn(&mut TlsFiles, Option<PathBuf>)| {
+            let mut files = TlsFiles::default();
+            set(&mut files, Some("/x".into()));
+            files.any()
+        };
+        assert!(!TlsFiles::default().any());
+        assert!(one(|files, path| files.cafile = path));
+        assert!(one(|files, path| files.certfile = path));
+        assert!(one(|files, path| files.keyfile = path));
+    }
+
+    #[test]
+    fn a_file_that_is_none_too_large_or_holds_something_else_is_named_with_its_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = checked(Some(folder.path()), None, None).unwrap_err();
+        assert_eq!(
+            error,
+            format!("etcd-cafile {}: not a regular file", folder.path().display())
+        );
+        let missing = checked(Some(Path::new("/nonexistent/ca")), None, None).unwrap_err();
+        assert!(missing.starts_with("etcd-cafile /nonexistent/ca: "), "{missing}");
+        let most = usize::try_from(LARGEST).unwrap();
+        let largest = checked(Some(file(&vec![b'x'; most]).path()), None, None).unwrap_err();
+        assert!(
+            largest.contains("expected PEM certificates, found none"),
+            "{largest}"
+        );
+        let larger = checked(Some(file(&vec![b'x'; most + 1]).path()), None, None).unwrap_err();
+        assert!(larger.contains("more than the 4 MiB"), "{larger}");
+        let (none, secret) = (file(b"x"), file(b"-----BEGIN s3cret"));
+        let certificate = checked(None, Some(none.path()), Some(secret.path())).unwrap_err();
+        assert!(certificate.starts_with("etcd-certfile "), "{certificate}");
+        let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let (bad, none) = (file(bad.as_bytes()), file(b"x"));
+        let unusable = checked(Some(bad.path()), None, None).unwrap_err();
+        assert!(unusable.starts_with("etcd-cafile "), "{unusable}");
+        let key = checked(None, Some(bad.path()), Some(secret.path())).unwrap_err();
+        assert!(key.contains("etcd-keyfile ") && !key.contains("s3cret"), "{key}");
+        // One of a pair counts for nothing.
+        assert_eq!(checked(None, Some(none.path()), None), Ok(()));
+        assert_eq!(checked(None, None, Some(none.path())), Ok(()));
+    }
 }

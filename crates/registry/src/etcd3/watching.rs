@@ -1,110 +1,54 @@
-//! The one watch: a snapshot, then deltas, then, when anything interrupts, a snapshot again.
-
-use std::convert::Infallible;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+//! One watch of etcd's: a stream over which everything comes, at no request per event.
 
 use etcd_proto::etcdserverpb::watch_client::WatchClient;
 use etcd_proto::etcdserverpb::watch_request::RequestUnion;
 use etcd_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use etcd_proto::mvccpb::Event;
-use fabric::lease::{Snapshot, Update};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status, Streaming};
-use tracing::{debug, warn};
 
+use super::REQUEST_DEADLINE;
 use super::connection::{Connection, LARGEST_REPLY, describe};
-use super::keep::Sighting;
-use super::listing::Scope;
-use super::wire::{Told, delta_from, told};
-use super::{Etcd3, REQUEST_DEADLINE};
-use crate::{Backoff, RegistryError};
+use super::store::{Stamp, Store};
+use super::wire::{Told as Response, changes_from, told as read};
+use crate::RegistryError;
+use crate::entries::{Change, End, Mark, Told};
 
-/// A watch that stood so long was no flapping one: the next break is mended without delay.
-const STOOD: Duration = Duration::from_secs(5);
-/// A store that went back in time (emptied, restored) gets this long to be told the leases again by their owners before what it
-/// lists counts: until then what is known stays in force. Longer than any watch waits before it lists again.
-const REASSERTION: Duration = Duration::from_secs(10);
 /// Events of one revision are joined from fragments up to this many; etcd allows far fewer per transaction.
 const MOST_EVENTS: usize = 1 << 20;
 
-/// Why a watch ended.
-enum End {
-    /// Its revision was compacted away. Nothing is wrong.
-    Compacted,
-    /// This, and it was said to those who ask for the state.
-    Failed(String),
-}
-
-pub(super) async fn watch(etcd: &Etcd3, sink: &(dyn Fn(Update) + Send + Sync)) -> Infallible {
-    etcd.watched.store(true, Ordering::Relaxed);
-    let mut stash = etcd.stash.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let mut failing = false;
-    loop {
-        let began = Instant::now();
-        let mut stood = false;
-        let end = follow(etcd, stash.take(), sink, &mut stood).await;
-        etcd.members
-            .state()
-            .send_if_modified(|state| std::mem::take(&mut state.watching));
-        if stood {
-            failing = false;
-            if began.elapsed() >= STOOD {
-                pause.reset();
-            }
-        }
-        match end {
-            End::Compacted => debug!("the watch's revision was compacted; listing again"),
-            End::Failed(error) if !failing => {
-                failing = true;
-                warn!(%error, "the watch of leases broke; what is known stays in force, listing again");
-            }
-            End::Failed(error) => debug!(%error, "the watch of leases cannot be taken up yet"),
-        }
-        sleep(pause.step()).await;
-    }
-}
-
-async fn follow(
-    etcd: &Etcd3,
-    stash: Option<Snapshot>,
-    sink: &(dyn Fn(Update) + Send + Sync),
-    stood: &mut bool,
-) -> End {
-    // One that is behind what was followed is not to be gone by yet.
-    let stash = stash.filter(|snapshot| snapshot.revision >= etcd.followed().revision());
-    let snapshot = match stash {
-        Some(snapshot) => {
-            etcd.listed_at(snapshot.revision);
-            snapshot
-        }
-        None => match current(etcd).await {
-            Ok(snapshot) => snapshot,
-            Err(error) => return End::Failed(error),
-        },
-    };
-    let next = snapshot.revision + 1;
-    sink(Update::Snapshot(snapshot));
-    let connection = match etcd.members.connection().await {
+/// Watches from the revision after a listing's.
+pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>) + Send + Sync)) -> End {
+    let connection = match store.members.connection().await {
         Ok(connection) => connection,
         Err(error) => return End::Failed(RegistryError::from(error).to_string()),
     };
-    let failed = match timeout(REQUEST_DEADLINE, open(etcd, connection.clone(), next)).await {
+    let failed = match timeout(
+        REQUEST_DEADLINE,
+        open(store, connection.clone(), after.number + 1),
+    )
+    .await
+    {
         Err(_) => "no answer to the watch".to_owned(),
         Ok(Err(status)) => describe(&status),
+        Ok(Ok((first, _))) if is_behind(&first, after.number) => return exchanged(store, &connection),
         Ok(Ok((first, mut responses))) => {
-            *stood = true;
-            etcd.members.state().send_modify(|state| state.watching = true);
-            match deliver(etcd, sink, first, &mut responses).await {
+            // One that is refused says why itself.
+            if !first.canceled {
+                match store.has(&after).await {
+                    Ok(true) => told(Told::Standing),
+                    Ok(false) => return exchanged(store, &connection),
+                    Err(error) if error.is_compacted() => return End::Compacted,
+                    Err(error) => return End::Failed(RegistryError::from(error).to_string()),
+                }
+            }
+            match deliver(store, told, first, &mut responses).await {
                 Over::Compacted => return End::Compacted,
                 // The member is well; another would say the same.
                 Over::Canceled(reason) => {
                     let error = format!("{}: watch: {reason}", connection.endpoint);
-                    etcd.members.note_failure(&error, false);
+                    store.members.note_failure(&error, false);
                     return End::Failed(error);
                 }
                 Over::Broken(reason) => reason,
@@ -112,52 +56,35 @@ async fn follow(
         }
     };
     let error = format!("{}: watch: {failed}", connection.endpoint);
-    etcd.members.give_up(&connection, &error).await;
+    store.members.give_up(&connection, &error).await;
     End::Failed(error)
 }
 
-/// A listing to go by.
-async fn current(etcd: &Etcd3) -> Result<Snapshot, String> {
-    let before = etcd.followed();
-    let snapshot = listed(etcd).await?;
-    let now = etcd.followed();
-    if !now.is_of_another_era(before) {
-        return Ok(snapshot);
-    }
-    warn!(
-        before = before.revision(),
-        now = now.revision(),
-        leases = snapshot.leases.len(),
-        "the registry went back: it was emptied, restored or exchanged; its nodes get a moment to say again what is theirs"
+/// The member is well, but what it holds is not what was listed.
+fn exchanged(store: &Store, connection: &Connection) -> End {
+    let error = format!(
+        "{}: watch: the store is not the one that was listed",
+        connection.endpoint
     );
-    sleep(REASSERTION).await;
-    listed(etcd).await
+    store.members.note_failure(&error, false);
+    End::Exchanged
 }
 
-async fn listed(etcd: &Etcd3) -> Result<Snapshot, String> {
-    let own = etcd.followed_key();
-    let note =
-        |entry: &etcd_proto::mvccpb::KeyValue| own.as_ref().is_some_and(|key| entry.key == key.as_bytes());
-    let listing = match etcd.list(Scope::All, &|entry, _| note(entry)).await {
-        Ok(listing) => listing,
-        Err(error) => return Err(RegistryError::from(error).to_string()),
-    };
-    let at = etcd.listed_at(listing.snapshot.revision);
-    if let Some(key) = own {
-        let entry = listing.noted.into_iter().next();
-        etcd.tell_follower(&key, Sighting { at, entry });
-    }
-    Ok(listing.snapshot)
+/// Whether the store went back between the listing and the watch. It would keep a watch that begins in its future waiting,
+/// and tell nothing of what happens until then.
+fn is_behind(first: &WatchResponse, listed: i64) -> bool {
+    let number = first.header.as_ref().map_or(i64::MAX, |header| header.revision);
+    number < listed
 }
 
 async fn open(
-    etcd: &Etcd3,
+    store: &Store,
     connection: Connection,
     start_revision: i64,
 ) -> Result<(WatchResponse, Streaming<WatchResponse>), Status> {
     let create = WatchCreateRequest {
-        key: etcd.keys.subnets().as_bytes().to_vec(),
-        range_end: etcd.keys.subnets_end(),
+        key: store.keys.subnets().as_bytes().to_vec(),
+        range_end: store.keys.subnets_end(),
         start_revision,
         progress_notify: true,
         fragment: true,
@@ -189,25 +116,26 @@ enum Over {
 }
 
 async fn deliver(
-    etcd: &Etcd3,
-    sink: &(dyn Fn(Update) + Send + Sync),
+    store: &Store,
+    told: &(dyn Fn(Told<Stamp>) + Send + Sync),
     first: WatchResponse,
     responses: &mut Streaming<WatchResponse>,
 ) -> Over {
     let mut response = first;
-    let mut joined: Vec<Event> = Vec::new();
+    let mut joined: Vec<(i64, Change<Stamp>)> = Vec::new();
     loop {
-        match told(response) {
-            Told::Compacted(_) => return Over::Compacted,
-            Told::Canceled(reason) => return Over::Canceled(reason),
-            Told::Progress(revision) => etcd.note_revision(revision),
-            Told::Events { events, more } => {
-                joined.extend(events);
+        match read(response) {
+            Response::Compacted(_) => return Over::Compacted,
+            Response::Canceled(reason) => return Over::Canceled(reason),
+            Response::Progress(revision) => told(Told::Progress(revision)),
+            Response::Events { events, more } => {
+                // A backlog is told in one piece, with all the values in it: nothing but leases is kept of them.
+                joined.extend(changes_from(&store.keys, events));
                 if joined.len() > MOST_EVENTS {
                     return Over::Broken("a revision of more than a million events".to_owned());
                 }
                 if !more {
-                    apply(etcd, sink, &std::mem::take(&mut joined));
+                    told(Told::Changes(std::mem::take(&mut joined)));
                 }
             }
         }
@@ -216,24 +144,5 @@ async fn deliver(
             Ok(None) => return Over::Broken("the server ended the stream".to_owned()),
             Err(status) => return Over::Broken(describe(&status)),
         };
-    }
-}
-
-fn apply(etcd: &Etcd3, sink: &(dyn Fn(Update) + Send + Sync), events: &[Event]) {
-    if let Some(key) = etcd.followed_key() {
-        let own = |event: &&Event| event.kv.as_ref().is_some_and(|entry| entry.key == key.as_bytes());
-        if let Some(event) = events.iter().rfind(own)
-            && let Some(entry) = &event.kv
-        {
-            let put = event.r#type == 0;
-            let at = etcd.followed_to(entry.mod_revision);
-            let entry = put.then(|| entry.clone());
-            etcd.tell_follower(&key, Sighting { at, entry });
-        }
-    }
-    if let Some(delta) = delta_from(&etcd.keys, events) {
-        etcd.followed_to(delta.revision);
-        etcd.note_revision(delta.revision);
-        sink(Update::Delta(delta));
     }
 }

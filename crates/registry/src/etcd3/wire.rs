@@ -2,62 +2,33 @@
 //! good one with it.
 
 use etcd_proto::etcdserverpb::WatchResponse;
+use etcd_proto::mvccpb::Event;
 use etcd_proto::mvccpb::event::EventType;
-use etcd_proto::mvccpb::{Event, KeyValue};
-use fabric::lease::{Delta, Lease, Rejected, Snapshot, Subnet};
+use fabric::lease::{Delta, Rejected, Snapshot, name_of};
 
 use super::keys::Keys;
+use super::store::{Stamp, entry_of};
+use crate::entries::{Change, Listing, Scope, Wish, delta};
 
-/// Takes one listed entry into a snapshot; its lease, if it is one. Keys elsewhere are not ours to judge.
-pub fn take_entry<'a>(keys: &Keys, entry: &KeyValue, snapshot: &'a mut Snapshot) -> Option<&'a Lease> {
-    let key = keys.below(&entry.key)?;
-    match Lease::read(&key, &entry.value, entry.create_revision) {
-        Ok(lease) => {
-            let place = snapshot.leases.entry(lease.subnet);
-            Some(place.insert_entry(lease).into_mut())
-        }
-        Err(rejected) => {
-            snapshot.rejected.push(rejected);
-            None
-        }
-    }
-}
-
-/// What the events of one revision or more change; `None` when that is nothing.
-///
-/// A put that makes a good entry unreadable changes nothing: the lease that was there stays, and the entry is reported.
-/// Deleting an entry that never was a lease changes nothing either.
-pub fn delta_from(keys: &Keys, events: &[Event]) -> Option<Delta> {
-    let mut delta = Delta::default();
-    for event in events {
-        let Some(entry) = &event.kv else {
-            continue;
-        };
-        delta.revision = delta.revision.max(entry.mod_revision);
-        let Some(key) = keys.below(&entry.key) else {
-            continue;
-        };
-        match EventType::try_from(event.r#type) {
-            Ok(EventType::Put) => match Lease::read(&key, &entry.value, entry.create_revision) {
-                Ok(lease) => {
-                    delta.rejected.retain(|earlier| earlier.key != key);
-                    delta.changes.push((lease.subnet, Some(lease)));
-                }
-                Err(rejected) => delta.rejected.push(rejected),
+/// What the events of one revision or more change, each with the number of its revision. Keys elsewhere are not ours to judge.
+pub fn changes_from(keys: &Keys, events: Vec<Event>) -> Vec<(i64, Change<Stamp>)> {
+    let change = |event: Event| {
+        let kind = EventType::try_from(event.r#type);
+        let entry = event.kv?;
+        let number = entry.mod_revision;
+        let change = match kind {
+            Ok(EventType::Put) => Change::Put(entry_of(keys, entry)?),
+            Ok(EventType::Delete) => Change::Gone {
+                key: name_of(&keys.below(&entry.key)?).into_owned(),
             },
-            Ok(EventType::Delete) => {
-                if let Ok(subnet) = Subnet::parse_key(&key) {
-                    delta.rejected.retain(|earlier| earlier.key != key);
-                    delta.changes.push((subnet, None));
-                }
-            }
-            Err(_) => delta.rejected.push(Rejected {
-                key: key.into_owned(),
+            Err(_) => Change::Unclear(Rejected {
+                key: name_of(&keys.below(&entry.key)?).into_owned(),
                 reason: format!("event of unknown type {}, expected put or delete", event.r#type),
             }),
-        }
-    }
-    (!delta.changes.is_empty() || !delta.rejected.is_empty()).then_some(delta)
+        };
+        Some((number, change))
+    };
+    events.into_iter().filter_map(change).collect()
 }
 
 /// What a response on the watch means.
@@ -105,7 +76,7 @@ pub fn told(response: WatchResponse) -> Told {
 pub fn delta_from_bytes(keys: &Keys, bytes: &[u8]) -> Option<Delta> {
     use prost::Message;
     match told(WatchResponse::decode(bytes).ok()?) {
-        Told::Events { events, .. } => delta_from(keys, &events),
+        Told::Events { events, .. } => delta(&changes_from(keys, events)),
         Told::Progress(_) | Told::Compacted(_) | Told::Canceled(_) => None,
     }
 }
@@ -114,17 +85,25 @@ pub fn delta_from_bytes(keys: &Keys, bytes: &[u8]) -> Option<Delta> {
 pub fn snapshot_from_bytes(keys: &Keys, bytes: &[u8]) -> Option<Snapshot> {
     use prost::Message;
     let page = etcd_proto::etcdserverpb::RangeResponse::decode(bytes).ok()?;
-    let mut snapshot = Snapshot::default();
+    let mut listing = Listing::default();
     for entry in &page.kvs {
-        take_entry(keys, entry, &mut snapshot);
+        if let Some(key) = keys.below(&entry.key) {
+            let wish = Wish::leases(Scope::All);
+            listing.take(key, &entry.value, entry.create_revision, &Stamp::of(entry), &wish);
+        }
     }
-    Some(snapshot)
+    Some(listing.snapshot)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use etcd_proto::etcdserverpb::ResponseHeader;
+    use etcd_proto::mvccpb::KeyValue;
+
+    fn delta_from(keys: &Keys, events: &[Event]) -> Option<Delta> {
+        delta(&changes_from(keys, events.to_vec()))
+    }
 
     const GOOD: &str = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"host-gw"}"#;
 
@@ -180,7 +159,33 @@ mod tests {
             ]
         );
         let rejected: Vec<&str> = delta.rejected.iter().map(|entry| entry.key.as_str()).collect();
-        assert_eq!(rejected, ["10.5.2.0-24", "junk", "10.5.4.0-24"]);
+        assert_eq!(rejected, ["10.5.2.0-24", "10.5.4.0-24"]);
+        assert_eq!(delta.gone, ["junk"]);
+    }
+
+    /// 1 MB of it, put and deleted again and again.
+    #[test]
+    fn an_entry_that_is_none_leaves_nothing_but_a_name_whatever_it_holds() {
+        let keys = Keys::new("/n");
+        let (key, value) = ("k".repeat(1 << 20), "v".repeat(1 << 20));
+        let (put, deleted) = (event(0, &key, &value, 5), event(1, &key, "", 6));
+        for (_, change) in changes_from(&keys, vec![put.clone(), deleted.clone()]) {
+            assert!(change.key().len() < 200);
+            let Change::Put(entry) = change else { continue };
+            assert_eq!(entry.value.capacity(), fabric::lease::LARGEST_VALUE + 1);
+        }
+        let cycle = [put.clone(), deleted, put];
+        let delta = delta_from(&keys, &cycle).unwrap();
+        assert_eq!((delta.rejected.len(), delta.gone.len()), (1, 0));
+        let (_, deleted) = (0, event(1, &key, "", 7));
+        let gone = delta_from(&keys, &[cycle.to_vec(), vec![deleted]].concat()).unwrap();
+        assert_eq!(
+            (gone.rejected.len(), gone.gone),
+            (0, vec![delta.rejected[0].key.clone()])
+        );
+        let large = delta_from(&keys, &[event(0, "10.5.1.0-24", &value, 5)]).unwrap();
+        assert!(large.changes.is_empty());
+        assert!(large.rejected[0].reason.contains("more bytes than a lease needs"));
     }
 
     #[test]
@@ -188,7 +193,6 @@ mod tests {
         let keys = Keys::new("/other");
         assert_eq!(delta_from(&keys, &[event(0, "10.5.1.0-24", GOOD, 5)]), None);
         assert_eq!(delta_from(&keys, &[]), None);
-        assert_eq!(delta_from(&Keys::new("/n"), &[event(1, "junk", "", 5)]), None);
     }
 
     #[test]

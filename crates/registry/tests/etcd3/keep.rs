@@ -61,13 +61,6 @@ impl Holder {
             .expect("a report")
             .expect("keeping goes on")
     }
-
-    async fn taken(self) -> Taken {
-        tokio::time::timeout(PATIENCE, self.keeping)
-            .await
-            .expect("the end of keeping")
-            .unwrap()
-    }
 }
 
 const DAY: Duration = Options::LEASE_TTL;
@@ -103,74 +96,6 @@ async fn a_renewal_keeps_etcd_lease_and_value_and_the_entry_outlives_its_time() 
 }
 
 #[tokio::test]
-async fn a_deleted_entry_is_reported_and_put_back_for_the_same_subnet() {
-    let server = Server::start();
-    let mut holder = Holder::start(&server, DAY, HOUR).await;
-    server.ctl(&["del", &holder.key]);
-    assert_eq!(holder.report().await, Holding::Lost);
-    let Holding::Regained { created, expires } = holder.report().await else {
-        panic!("expected the entry to be back");
-    };
-    assert_eq!(server.field(&holder.key, "create_revision"), created);
-    assert!(created > holder.held.lease.created && expires.is_some());
-    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
-    assert_ne!(server.field(&holder.key, "lease"), 0);
-}
-
-#[tokio::test]
-async fn an_entry_whose_etcd_lease_was_revoked_comes_back_on_a_new_one() {
-    let server = Server::start();
-    let mut holder = Holder::start(&server, DAY, HOUR).await;
-    let id = server.field(&holder.key, "lease");
-    server.ctl(&["lease", "revoke", &format!("{id:x}")]);
-    assert_eq!(holder.report().await, Holding::Lost);
-    assert!(matches!(holder.report().await, Holding::Regained { .. }));
-    assert_ne!(server.field(&holder.key, "lease"), id);
-}
-
-#[tokio::test]
-async fn a_subnet_taken_by_another_node_ends_the_keeping_and_is_not_fought_for() {
-    let server = Server::start();
-    let holder = Holder::start(&server, DAY, HOUR).await;
-    let (key, subnet) = (holder.key.clone(), holder.held.lease.subnet);
-    server.put(&key, &value_of("192.0.2.2"));
-    let taken = holder.taken().await;
-    assert_eq!((taken.subnet, taken.by.as_str()), (subnet, "192.0.2.2"));
-    assert!(taken.to_string().contains("192.0.2.2"), "{taken}");
-    assert_eq!(server.value(&key), value_of("192.0.2.2"));
-}
-
-#[tokio::test]
-async fn an_entry_deleted_and_then_taken_by_another_node_ends_the_keeping() {
-    let server = Server::start();
-    let mut holder = Holder::start(&server, DAY, HOUR).await;
-    let (key, other) = (holder.key.clone(), value_of("192.0.2.2"));
-    server.ctl(&["del", &key]);
-    assert_eq!(holder.report().await, Holding::Lost);
-    server.put(&key, &other);
-    assert_eq!(holder.taken().await.by, "192.0.2.2");
-    assert_eq!(server.value(&key), other);
-}
-
-#[tokio::test]
-async fn a_lost_entry_is_not_put_back_over_an_older_one_that_overlaps() {
-    let server = Server::start();
-    let mut holder = Holder::start(&server, DAY, HOUR).await;
-    let key = holder.key.clone();
-    let twin = format!("{key}&fd00::-64");
-    // The twin comes while we hold the subnet: ours is older, so nothing happens until ours is gone.
-    server.put(&twin, &value_of("192.0.2.2"));
-    server.ctl(&["del", &key]);
-    assert_eq!(holder.report().await, Holding::Lost);
-    let taken = holder.taken().await;
-    assert_eq!(
-        (taken.by.as_str(), taken.other.subnet.to_string()),
-        ("192.0.2.2", twin.replace("/n/subnets/", ""))
-    );
-    assert_eq!(server.keys("/n/subnets/"), [twin]);
-}
-
-#[tokio::test]
 async fn a_foreign_put_of_the_same_value_is_harmless_and_its_etcd_lease_is_adopted() {
     let server = Server::start();
     let mut holder = Holder::start(&server, DAY, HOUR).await;
@@ -186,7 +111,9 @@ async fn a_foreign_put_of_the_same_value_is_harmless_and_its_etcd_lease_is_adopt
         panic!("expected the other etcd lease to be adopted");
     };
     assert!(expires < tokio::time::Instant::now() + Duration::from_secs(7300));
-    assert_eq!(format!("{:x}", server.field(&holder.key, "lease")), id);
+    // etcdctl writes an id with a leading zero or without, as it falls.
+    let granted = i64::from_str_radix(&id, 16).unwrap();
+    assert_eq!(server.field(&holder.key, "lease"), granted);
     // As an operator makes a reservation: no etcd lease.
     server.put(&holder.key, &value);
     assert_eq!(holder.report().await, Holding::Renewed { expires: None });
@@ -265,36 +192,6 @@ async fn a_node_whose_address_changed_keeps_its_subnet_and_tells_the_new_address
         assert_ne!(other.lease.subnet, subnet);
         server.ctl(&["del", "/n/subnets/", "--prefix"]);
     }
-}
-
-#[tokio::test]
-async fn a_registry_that_was_emptied_gets_the_lease_back_at_once() {
-    let mut server = Server::start();
-    let mut holder = Holder::start(&server, DAY, HOUR).await;
-    for n in 0..20 {
-        server.put("/elsewhere", &n.to_string());
-    }
-    // The watch has seen a revision far beyond those of the new store.
-    server.put("/n/subnets/10.5.250.0-24", &value_of("192.0.2.9"));
-    wait_until("the event", || {
-        holder.etcd.states().borrow().revision >= server.revision()
-    })
-    .await;
-    let before = server.revision();
-    server.kill();
-    server.start_empty();
-    assert_eq!(holder.report().await, Holding::Lost);
-    assert!(matches!(holder.report().await, Holding::Regained { .. }));
-    assert!(
-        server.revision() < before,
-        "or this shows nothing about a store that went back"
-    );
-    assert_eq!(server.value(&holder.key), value_of("192.0.2.1"));
-    assert_ne!(server.field(&holder.key, "lease"), 0);
-    // And what happens to it in the new store is heard of.
-    server.ctl(&["del", &holder.key]);
-    assert_eq!(holder.report().await, Holding::Lost);
-    assert!(matches!(holder.report().await, Holding::Regained { .. }));
 }
 
 #[tokio::test]

@@ -43,8 +43,8 @@ async fn twelve_thousand_leases_are_listed_page_by_page_at_one_revision() {
     let last = &snapshot.leases[&subnet("10.46.223.0-24")];
     assert_eq!(last.attributes, attributes_of("192.0.46.223"));
     wait_until("the watch", || etcd.states().borrow().watching).await;
-    // 24 full pages and the watch; the limit of a page is part of what is promised.
-    assert_eq!(etcd.requests(), 24 + 1);
+    // 24 full pages, the watch, and whether the store is the one that was listed; the limit of a page is part of what is promised.
+    assert_eq!(etcd.requests(), 24 + 2);
 }
 
 #[tokio::test]
@@ -91,6 +91,8 @@ async fn entries_that_are_no_leases_are_rejected_and_take_no_lease_away() {
     // What is below other parents is nobody's news.
     server.put("/n/subnets-backup/10.9.6.0-24", &value_of("192.0.2.4"));
     server.ctl(&["del", "/n/subnets/junk"]);
+    let delta = watching.delta().await;
+    assert_eq!((delta.changes.len(), delta.gone), (0, vec!["junk".to_owned()]));
     server.put("/n/subnets/10.0.2.0-24", &value_of("192.0.2.77"));
     let delta = watching.delta().await;
     assert_eq!(delta.changes.len(), 1);
@@ -120,23 +122,6 @@ async fn a_watch_whose_revision_is_compacted_away_becomes_a_snapshot() {
     assert_eq!(snapshot.revision, server.revision());
     server.put_all(&keys(9..10));
     assert_eq!(watching.delta().await.changes.len(), 1);
-}
-
-#[tokio::test]
-async fn after_acquiring_the_watch_goes_on_from_the_same_listing_and_sees_the_own_lease_come() {
-    use crate::rig::{Node, network};
-    let server = Server::start();
-    server.put_all(&keys(0..2));
-    let etcd = server.client();
-    let config = network(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#);
-    let node = Node::new("198.51.100.1");
-    let held = etcd.acquire(&node.wanted(&config)).await.unwrap();
-    let before = etcd.requests();
-    let watching = Watching::start(&etcd);
-    assert_eq!(watching.snapshot().await.leases.len(), 2);
-    let delta = watching.delta().await;
-    assert_eq!(delta.changes, [(held.lease.subnet, Some(held.lease.clone()))]);
-    assert_eq!(etcd.requests(), before + 1, "the watch alone");
 }
 
 #[tokio::test]
@@ -268,4 +253,88 @@ async fn entries_too_large_for_one_reply_are_listed_and_watched_all_the_same() {
     let fresh = server.client();
     let snapshot = Watching::start(&fresh).snapshot().await;
     assert_eq!((snapshot.rejected.len(), snapshot.leases.len()), (200, 1));
+}
+
+/// Lists two pages' worth of leases, a hand being at work whenever a listing begins.
+async fn listed_while(
+    server: &Server,
+    at_work: impl Fn(u32) + Send + Sync,
+) -> (
+    Result<registry::entries::Listing<registry::etcd3::Stamp>, RegistryError>,
+    u32,
+) {
+    use registry::entries::{Entries, Scope, Wish};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let listings = AtomicU32::new(0);
+    let first = "10.0.0.0-24";
+    let note = |key: &str, _: &registry::etcd3::Stamp, _: Option<&fabric::lease::Lease>| {
+        if key == first {
+            at_work(listings.fetch_add(1, Ordering::Relaxed));
+        }
+        false
+    };
+    let wish = Wish {
+        scope: Scope::All,
+        note: &note,
+        own: None,
+    };
+    let listing = server.client().entries().list(&wish).await;
+    (listing, listings.into_inner())
+}
+
+#[tokio::test]
+async fn a_listing_whose_revision_is_compacted_away_begins_again_and_not_for_ever() {
+    let server = Server::start();
+    for chunk in keys(0..600).chunks(100) {
+        server.put_all(chunk);
+    }
+    let compact = || {
+        server.put("/n/elsewhere", "x");
+        server.ctl(&["compact", &server.revision().to_string()]);
+    };
+    let (listing, times) = listed_while(&server, |time| {
+        if time < 2 {
+            compact();
+        }
+    })
+    .await;
+    let snapshot = listing.unwrap().snapshot;
+    assert_eq!(
+        (snapshot.leases.len(), snapshot.revision, times),
+        (600, server.revision(), 3)
+    );
+    let (listing, times) = listed_while(&server, |_| compact()).await;
+    let error = listing.unwrap_err();
+    assert!(
+        matches!(&error, RegistryError::Refused { call: "Range", .. }),
+        "{error}"
+    );
+    assert_eq!(times, 6);
+}
+
+/// A store that was exchanged may have another's entry under the number that ours had.
+#[tokio::test]
+async fn state_of_an_entry_when_asked_for_is_known_as_long_as_its_history_is() {
+    use registry::entries::{Entries, Written};
+    let mut server = Server::start();
+    let etcd = server.client();
+    let key = "10.5.1.0-24";
+    let written = etcd.entries().create(key, &value_of("192.0.2.1")).await.unwrap();
+    let Written::Done { handle, .. } = written else {
+        panic!("{written:?}")
+    };
+    let was = async |key| etcd.entries().was(key, &handle).await.unwrap();
+    assert_eq!(was(key).await, Some(true));
+    assert_eq!(was("10.5.2.0-24").await, Some(false), "another's");
+    server.put(&format!("/n/subnets/{key}"), "junk");
+    assert_eq!(was(key).await, Some(true), "written over");
+    server.ctl(&["compact", &server.revision().to_string()]);
+    assert_eq!(was(key).await, None, "forgotten");
+    server.kill();
+    server.start_empty();
+    assert_eq!(was(key).await, Some(false), "of a store that has not come as far");
+    while server.revision() < 10 {
+        server.put(&format!("/n/subnets/{key}"), "another's");
+    }
+    assert_eq!(was(key).await, Some(false), "of another store");
 }

@@ -14,7 +14,7 @@ fn call(stdin: &str) -> Call {
     Call::check(env, stdin.as_bytes().to_vec()).unwrap()
 }
 
-fn env(families: &str) -> PodNetwork {
+fn env(families: &str) -> PodSettings {
     let text = format!("{families}FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n");
     subnet_env::parse("x", text.as_bytes()).unwrap()
 }

@@ -136,10 +136,8 @@ fn pointer_when_written_is_plain_text_also_over_a_longer_one() {
     let room = Room::new();
     let store = room.store();
     assert_eq!(store.last_reserved(0), None);
-    store
-        .set_last_reserved(0, "10.244.7.100".parse().unwrap())
-        .unwrap();
-    store.set_last_reserved(0, "10.244.7.9".parse().unwrap()).unwrap();
+    store.set_last_reserved(0, "10.244.7.100".parse().unwrap());
+    store.set_last_reserved(0, "10.244.7.9".parse().unwrap());
     assert_eq!(
         std::fs::read_to_string(room.file("last_reserved_ip.0")).unwrap(),
         "10.244.7.9"
@@ -176,4 +174,101 @@ fn reserve_when_many_are_taken_skips_them_and_ends_when_all_are() {
         })
         .unwrap();
     assert_eq!(found.unwrap().0.to_string(), "10.0.0.54");
+}
+
+#[test]
+fn reservation_when_looked_at_tells_its_holder_and_its_age() {
+    let room = Room::new();
+    let ip: IpAddr = "10.0.0.2".parse().unwrap();
+    room.reserve(&owner("c1", "eth0"), "10.0.0.2");
+    let written = |ago: u64| {
+        let at = SystemTime::now() - Duration::from_secs(ago);
+        let file = std::fs::File::open(room.file("10.0.0.2")).unwrap();
+        file.set_modified(at).unwrap();
+    };
+    let store = room.store();
+    assert_eq!(
+        store.path(),
+        room.file("").to_str().unwrap().trim_end_matches('/')
+    );
+    assert_eq!(store.holder(ip), Some(owner("c1", "eth0")));
+    assert!(store.is_reserved(ip) && !store.is_reserved("10.0.0.3".parse().unwrap()));
+    assert!(store.is_young(ip) && store.age(ip).unwrap() < Duration::from_secs(50));
+    written(3600);
+    assert!(!store.is_young(ip));
+    let age = store.age(ip).unwrap().as_secs();
+    assert!((3599..3700).contains(&age), "{age}");
+    let none: IpAddr = "10.0.0.9".parse().unwrap();
+    assert!(!store.is_young(none) && store.age(none).is_none());
+    // One of a clock that was wrong.
+    let file = std::fs::File::open(room.file("10.0.0.2")).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_secs(3600))
+        .unwrap();
+    assert!(store.is_young(ip) && store.age(ip).is_none());
+}
+
+#[test]
+fn container_when_another_interface_of_it_holds_an_address_says_so_but_for_the_exceptions() {
+    let room = Room::new();
+    room.reserve(&owner("c1", "eth0"), "10.0.0.2");
+    room.reserve(&owner("c2", "net1"), "10.0.0.3");
+    let another = |except: &[String]| {
+        room.store()
+            .holds_another_of(&owner("c1", "eth0"), except)
+            .unwrap()
+    };
+    assert!(!another(&[]));
+    room.reserve(&owner("c1", "net1"), "10.0.0.4");
+    assert!(another(&[]) && another(&["net2".to_owned()]));
+    assert!(!another(&["net1".to_owned()]));
+}
+
+#[test]
+fn hint_when_the_index_knows_nothing_of_it_is_released_if_it_is_the_owners() {
+    let room = Room::new();
+    room.reserve(&owner("c1", "eth0"), "10.0.0.2");
+    room.reserve(&owner("c2", "eth0"), "10.0.0.3");
+    let index = room.0.path().join(".owners/cbr0/c1:eth0");
+    std::fs::remove_file(index).unwrap();
+    assert!(room.is_sealed(), "only the index has changed");
+    let hints: Vec<IpAddr> = ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
+        .map(|ip| ip.parse().unwrap())
+        .to_vec();
+    assert_eq!(room.store().release(&owner("c1", "eth0"), &hints).unwrap(), 1);
+    assert!(!room.file("10.0.0.2").exists() && room.file("10.0.0.3").exists());
+    // Known and hinted at counts once.
+    assert_eq!(room.store().release(&owner("c2", "eth0"), &hints).unwrap(), 1);
+}
+
+#[test]
+fn attachment_when_old_files_name_no_interface_holds_them_unless_it_has_its_own() {
+    let room = Room::new();
+    room.reserve(&owner("c1", "eth0"), "10.0.0.2");
+    std::fs::write(room.file("10.0.0.7"), "c1").unwrap();
+    assert_eq!(room.held(&owner("c1", "eth0")), ["10.0.0.2"]);
+    assert_eq!(room.held(&owner("c1", "net1")), ["10.0.0.7"]);
+    assert_eq!(room.held(&owner("c1", "")), ["10.0.0.7"]);
+}
+
+#[test]
+fn place_of_a_file_when_it_holds_something_else_is_cleared() {
+    let room = Room::new();
+    room.store();
+    std::fs::create_dir(room.file("10.0.0.2")).unwrap();
+    assert!(room.reserve(&owner("c1", "eth0"), "10.0.0.2"));
+    std::os::unix::fs::symlink("elsewhere", room.file("10.0.0.3")).unwrap();
+    std::fs::write(room.file("10.0.0.4"), "c9\r\neth0").unwrap();
+    let all = room.store().all().unwrap();
+    assert_eq!(all.len(), 2);
+    assert!(room.file("10.0.0.3").symlink_metadata().is_err(), "nobody's");
+    std::fs::remove_file(room.file("lock")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", room.file("lock")).unwrap();
+    room.store();
+    assert!(room.file("lock").symlink_metadata().unwrap().is_file() && !room.file("elsewhere").exists());
+    let file = room.0.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let path = file.to_str().unwrap();
+    assert!(Store::create(path, "n").is_err());
+    assert!(Store::open(path, "n").unwrap().is_none());
+    assert!(Store::open("/nonexistent", "n").unwrap().is_none());
 }

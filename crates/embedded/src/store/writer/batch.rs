@@ -423,6 +423,9 @@ impl Thread {
                 return Err(failure);
             }
             self.saved = Instant::now();
+            if let Some(newest) = staged.revisions.last() {
+                self.store.acknowledged.note(newest.main);
+            }
         }
         self.show(std::mem::take(&mut staged.revisions));
         for answer in staged.held {

@@ -20,6 +20,7 @@ fn link(index: u32, name: &str, addresses: &[&str]) -> LinkInfo {
         mtu: 1500,
         up: true,
         addresses: addresses.collect(),
+        other_names: Vec::new(),
     }
 }
 
@@ -148,7 +149,7 @@ fn select_when_several_are_given_takes_the_first_that_works_and_says_what_it_pas
         selected.warnings,
         [
             "passed over: --iface=eth9: no interface has that name",
-            "passed over: --iface=bare0: bare0 has no usable IPv4 address"
+            "passed over: --iface=bare0: bare0 has no IPv4 address"
         ]
     );
     let selected = choose(&wish(&["eth9"], &["(", "172.18.(.*)"]), V4, &host()).unwrap();
@@ -357,6 +358,174 @@ fn select_when_default_routes_disagree_finds_the_link_that_has_both_or_refuses()
 }
 
 #[test]
+fn select_when_the_name_is_one_that_ip_prints_or_a_further_one_then_it_is_that_interface() {
+    let mut host = host();
+    host.links[1].other_names = vec!["enp3s0".into(), "wan@home".into()];
+    for name in ["eth0", "enp3s0", "eth0@if7", "wan@home"] {
+        let selected = choose(&wish(&[name], &[]), V4, &host).unwrap();
+        assert_eq!(selected.underlay.link.as_str(), "eth0", "{name}");
+    }
+    // A name of its own comes before another's further one.
+    host.links[1].other_names = vec!["eth1".into()];
+    let selected = choose(&wish(&["eth1"], &[]), V4, &host).unwrap();
+    assert_eq!(selected.index, 3);
+    let error = choose(&wish(&["eth9@eth0"], &[]), V4, &host).unwrap_err();
+    assert!(
+        error.to_string().contains("no interface has that name"),
+        "{error}"
+    );
+}
+
+#[test]
+fn select_when_no_address_is_of_use_then_says_which_there_are_and_why() {
+    let mut host = host();
+    for address in &mut host.links[1].addresses {
+        address.flags |= crate::interface::address::DEPRECATED;
+    }
+    let error = choose(&wish(&["eth0"], &[]), V6, &host).unwrap_err().to_string();
+    let reason =
+        "--iface=eth0: eth0 has no usable IPv6 address: 2001:db8::10 is deprecated, fe80::10 is deprecated";
+    assert!(error.contains(reason), "{error}");
+    assert!(
+        error.contains("eth0 [192.0.2.10 (deprecated) "),
+        "the list says so too: {error}"
+    );
+    let error = choose(&wish(&["bare0"], &[]), V4, &host).unwrap_err().to_string();
+    assert!(error.contains("bare0 has no IPv4 address;"), "{error}");
+}
+
+/// No default route, and machines' bridges beside what is meant.
+fn island() -> Inventory {
+    Inventory {
+        links: vec![
+            link(1, "lo", &["127.0.0.1", "::1"]),
+            link(2, "eth0", &["192.0.2.10", "fe80::10"]),
+            link(3, "docker0", &["172.17.0.1"]),
+            link(4, "flannel.1", &["10.5.1.0"]),
+            link(5, "eth7", &["fe80::7"]),
+        ],
+        ..Inventory::default()
+    }
+}
+
+#[test]
+fn select_when_there_is_no_default_route_then_the_only_interface_is_taken_and_that_is_said() {
+    let selected = choose(&Wish::default(), V4, &island()).unwrap();
+    assert_eq!(selected.underlay.link.as_str(), "eth0");
+    assert_eq!(
+        selected.warnings,
+        ["there is no default route: using eth0, the only interface with an address"]
+    );
+    assert!(selected.guessed);
+    let mut two = island();
+    two.links.push(link(6, "eth1", &["198.51.100.1"]));
+    let error = choose(&Wish::default(), V4, &two).unwrap_err().to_string();
+    assert!(error.contains("no IPv4 default route"), "{error}");
+    two.links[5].up = false;
+    assert!(choose(&Wish::default(), V4, &two).is_ok(), "one of them is down");
+    // One default route is enough to be no case for guessing.
+    let mut routed = island();
+    routed.links[1].addresses.clear();
+    routed.default4 = vec![default(2, 100)];
+    let error = choose(&Wish::default(), V4, &routed).unwrap_err().to_string();
+    assert!(error.contains("eth0 has no IPv4 address"), "{error}");
+}
+
+#[test]
+fn select_when_there_is_no_default_route_then_the_way_to_the_registry_decides_between_several() {
+    let mut host = island();
+    host.links.push(link(6, "eth1", &["198.51.100.1"]));
+    let registry = |addresses: &[&str]| Wish {
+        registry: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ..Wish::default()
+    };
+    let asked = std::cell::RefCell::new(Vec::new());
+    let towards = |wish: &Wish| {
+        select(wish, V4, &host, |to| {
+            asked.borrow_mut().push(to.to_string());
+            let link = if to.to_string().starts_with("198") { 6 } else { 3 };
+            Ok(Some(Reach { link, source: None }))
+        })
+    };
+    // A registry on this host says nothing, nor does one behind what cannot be meant.
+    let wish = registry(&["127.0.0.1", "192.0.2.10", "172.17.0.9", "198.51.100.7"]);
+    let selected = towards(&wish).unwrap();
+    assert_eq!(selected.underlay.link.as_str(), "eth1");
+    assert!(selected.guessed);
+    assert_eq!(
+        selected.warnings,
+        ["there is no default route: using eth1, the way to the registry at 198.51.100.7"]
+    );
+    assert_eq!(*asked.borrow(), ["172.17.0.9", "198.51.100.7"]);
+    assert!(towards(&registry(&["127.0.0.1"])).is_err());
+}
+
+#[test]
+fn select_when_one_family_cannot_be_served_then_the_other_is_and_it_is_named() {
+    let partly = |host: &Inventory, families| {
+        select_partly(&Wish::default(), families, host, &mut |_| panic!("nobody asked"))
+    };
+    let whole = partly(&host(), DUAL).unwrap();
+    assert_eq!(whole.unserved, None);
+    let mut no6 = host();
+    no6.default6.clear();
+    no6.links[1].addresses.retain(|address| address.ip.is_ipv4());
+    let selected = partly(&no6, DUAL).unwrap();
+    let underlay = &selected.underlay;
+    assert_eq!(
+        (underlay.link.as_str(), underlay.address6, underlay.public6),
+        ("eth0", None, None)
+    );
+    assert_eq!(underlay.address4, "192.0.2.10".parse().ok());
+    assert_eq!(
+        selected.unserved.unwrap().to_string(),
+        "IPv6 is in the network and not served on this host: the default route: eth0 has no IPv6 address"
+    );
+    let mut no4 = host();
+    no4.default4.clear();
+    no4.links[1].addresses.retain(|address| address.ip.is_ipv6());
+    no4.links.remove(2);
+    let selected = partly(&no4, DUAL).unwrap();
+    assert_eq!(selected.unserved.unwrap().family, Family::V4);
+    assert_eq!(selected.underlay.address6, "2001:db8::10".parse().ok());
+    // What a network of one family asks for is all of it.
+    assert!(partly(&no4, V4).is_err());
+    let bare = Inventory {
+        links: vec![link(1, "lo", &["127.0.0.1", "::1"])],
+        ..Inventory::default()
+    };
+    assert!(partly(&bare, DUAL).is_err());
+}
+
+#[test]
+fn select_when_the_interface_in_use_was_renamed_then_it_stays_and_what_a_restart_would_say_is_said() {
+    let mut host = host();
+    let wish = wish(&["eth0"], &[]);
+    let held = Held {
+        index: 2,
+        link: LinkName::new("eth0").unwrap(),
+    };
+    host.links[1].name = LinkName::new("wan0").unwrap();
+    let failure = choose(&wish, V4, &host).unwrap_err();
+    let again = |host: &Inventory| select_renamed(&wish, V4, host, held, &failure);
+    let selected = again(&host).unwrap();
+    assert_eq!((selected.underlay.link.as_str(), selected.index), ("wan0", 2));
+    assert_eq!(selected.underlay.address4, "192.0.2.10".parse().ok());
+    let warning = &selected.warnings[0];
+    for words in ["eth0 is called wan0 now", "after a restart", "--iface=eth0"] {
+        assert!(warning.contains(words), "{warning}");
+    }
+    // Under its name it is no case for this, and one that is gone or has no address is none at all.
+    let mut other = host.clone();
+    other.links[1].name = held.link;
+    assert_eq!(again(&other), None);
+    other.links.remove(1);
+    assert_eq!(again(&other), None);
+    host.links[1].addresses.clear();
+    assert_eq!(again(&host), None);
+}
+
+#[test]
 fn select_when_the_default_route_has_several_hops_takes_the_first_and_warns() {
     let mut host = host();
     host.default4 = vec![DefaultRoute {
@@ -461,6 +630,7 @@ fn some_wish() -> impl Strategy<Value = Wish> {
         proptest::option::of(0u16..4),
     )
         .prop_map(|(iface, iface_regex, reach, v4, v6)| Wish {
+            registry: Vec::new(),
             iface,
             iface_regex,
             can_reach: reach.and_then(|ip| ip.parse().ok()),
@@ -490,4 +660,19 @@ proptest! {
             Err(error) => prop_assert!(!error.attempts.is_empty() && !error.to_string().contains('\n')),
         }
     }
+}
+
+#[test]
+fn segments_when_links_are_up_then_their_ipv4_prefixes_once_each() {
+    let mut inventory = host();
+    inventory.links.push(link(5, "eth2", &["172.18.0.9"]));
+    inventory.links.push(LinkInfo {
+        up: false,
+        ..link(6, "eth3", &["198.51.100.1"])
+    });
+    let chosen = choose(&wish(&["eth1"], &[]), V4, &inventory).unwrap();
+    let expected: Vec<Ipv4Net> = ["127.0.0.0/24", "172.18.0.0/24", "192.0.2.0/24"]
+        .map(|net| net.parse().unwrap())
+        .to_vec();
+    assert_eq!(chosen.underlay().segments, expected);
 }
