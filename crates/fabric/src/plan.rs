@@ -34,6 +34,7 @@ macro_rules! backends {
 backends! {
     vxlan,
     host_gw,
+    alloc,
 }
 
 /// Types that the reference has or had; those that this build has not are refused by name rather than as unknown.

@@ -367,6 +367,30 @@ fn host_gw_dual_stack_as_recorded() {
     compare("host-gw-46", Families::Both, false);
 }
 
+fn start_without_waiting(wish: &Wish) -> Result<Rig, lab::LabError> {
+    let mut rig = Rig::bare(wish)?;
+    rig.daemons = rig.lab.start_daemons(&[])?;
+    Ok(rig)
+}
+
+/// Subnets, files and firewall rules, and nothing else in the kernel: a host that is as it shall be has no route to wait for.
+#[test]
+fn alloc_as_recorded_and_ready() {
+    let rig = compare_some("alloc", Families::V4, false, start_without_waiting, |_, _| true);
+    let observed = observed(&rig.lab, &recorded("alloc")).unwrap();
+    assert!(
+        !lines(&observed).iter().any(|l| l.starts_with("route ")),
+        "{:?}",
+        lines(&observed)
+    );
+    rig.wait("flannelctl status without a complaint", 15, |rig| {
+        let mut status = rig.lab.host(1).command(&["flannelctl", "status"]);
+        let (good, text, errors, _) = lab::command::output(&mut status, "")?;
+        Ok((!good).then(|| text + &errors))
+    })
+    .unwrap();
+}
+
 /// The recording has one lease for two hosts: the reference finds its own by PublicIP, which is 0.0.0.0 for all of them.
 /// So what is compared is one host without peers.
 #[test]

@@ -152,6 +152,7 @@ mod tests {
                 r#""Type":"host-gw","DirectRouting":true"#,
                 "Backend.DirectRouting",
             ),
+            (r#""Type":"alloc","Port":1"#, "Backend.Port"),
         ] {
             let said = said(&format!(r#"{{"Network":"10.0.0.0/16","Backend":{{{backend}}}}}"#));
             assert_eq!(said.len(), 1, "{said:?}");
