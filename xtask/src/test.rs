@@ -74,6 +74,12 @@ const SUITES: &[Suite] = &[
         shown: false,
     },
     Suite {
+        name: "ipip",
+        about: "ipip: tables I1 to I4, repair, take-over, restart; on a kernel without it, what is said of that",
+        arguments: &["--workspace", "--test", "ipip"],
+        shown: true,
+    },
+    Suite {
         name: "reach",
         about: "flannelctl lab up: vxlan and host-gw, both registries, full-size packets; Ctrl-C",
         arguments: &["--workspace", "--test", "reach"],

@@ -146,6 +146,7 @@ macro_rules! kinds {
 
 kinds! {
     vxlan => Vxlan,
+    ipip => Ipip,
 }
 
 impl LinkKind {
@@ -170,13 +171,25 @@ mod tests {
             learning: false,
             gbp: false,
         });
+        let ipip = LinkKind::from(Ipip {
+            local: "192.0.2.1".parse().unwrap(),
+            remote: None,
+            plain: true,
+        });
         let bridge = LinkKind::Other("bridge".into());
-        let all = [&vxlan, &bridge];
-        assert_eq!(all.map(LinkKind::name), ["vxlan", "bridge"]);
-        assert_eq!(all.map(LinkKind::is_made), [true, false]);
-        assert_eq!(all.map(LinkKind::has_entries), [true, false]);
-        assert_eq!(all.map(LinkKind::lower), [Some(name("eth0")), None]);
-        assert_eq!(all.map(|kind| kind.bears(name("flannel.1"))), [true, false]);
+        let all = [&vxlan, &ipip, &bridge];
+        assert_eq!(all.map(LinkKind::name), ["vxlan", "ipip", "bridge"]);
+        assert_eq!(all.map(LinkKind::is_made), [true, true, false]);
+        assert_eq!(all.map(LinkKind::has_entries), [true, false, false]);
+        assert_eq!(all.map(LinkKind::lower), [Some(name("eth0")), None, None]);
+        assert_eq!(
+            all.map(|kind| kind.bears(name("flannel.1"))),
+            [true, false, false]
+        );
+        assert_eq!(
+            all.map(|kind| kind.bears(name("flannel.ipip"))),
+            [false, true, false]
+        );
         assert_eq!(bridge.to_string(), "bridge");
         for (n, kind) in all.into_iter().enumerate() {
             for (m, other) in all.into_iter().enumerate() {

@@ -35,6 +35,7 @@ backends! {
     vxlan,
     host_gw,
     alloc,
+    ipip,
 }
 
 /// Types that the reference has or had; those that this build has not are refused by name rather than as unknown.

@@ -27,9 +27,13 @@ const VXLAN: Tunnel = Tunnel {
     backend: "vxlan",
     device: "flannel.1",
 };
+const IPIP: Tunnel = Tunnel {
+    backend: "ipip",
+    device: "flannel.ipip",
+};
 
 fn tunnel() -> impl Strategy<Value = Tunnel> {
-    prop::sample::select(vec![VXLAN])
+    prop::sample::select(vec![VXLAN, IPIP])
 }
 
 fn name(name: &str) -> LinkName {
@@ -297,6 +301,7 @@ fn is_as_asked(want: &Object, have: &Object) -> bool {
 fn make_another(link: &mut Link) {
     match &mut link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.vni = 9,
+        LinkKind::Ipip(ipip) => ipip.remote = Some(Ipv4Addr::new(192, 0, 2, 2)),
         LinkKind::Other(_) => panic!("{link}"),
     }
 }
@@ -304,6 +309,7 @@ fn make_another(link: &mut Link) {
 fn change_in_place(link: &mut Link) {
     match &mut link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.learning = true,
+        LinkKind::Ipip(ipip) => ipip.plain = false,
         LinkKind::Other(_) => panic!("{link}"),
     }
 }
@@ -502,10 +508,10 @@ fn diff_when_a_route_of_go_flannels_protocol_has_no_gateway_then_it_is_somebody_
 
 #[test]
 fn diff_when_a_foreign_device_has_our_name_then_nothing_is_done_and_it_is_named() {
-    {
-        let tunnel = VXLAN;
+    for tunnel in [VXLAN, IPIP] {
         let world = world(tunnel, BTreeMap::new());
-        for kind in [LinkKind::Other("bridge".into()), LinkKind::Other("ipip".into())] {
+        let other = if tunnel.backend == "ipip" { VXLAN } else { IPIP };
+        for kind in [LinkKind::Other("bridge".into()), device_of(other).kind] {
             let foreign = Link {
                 name: name(tunnel.device),
                 kind,
@@ -523,6 +529,18 @@ fn diff_when_a_foreign_device_has_our_name_then_nothing_is_done_and_it_is_named(
             assert_eq!(difference.ops, []);
         }
     }
+}
+
+#[test]
+fn diff_when_a_former_device_of_another_kind_is_left_then_removed() {
+    let world = world(IPIP, BTreeMap::new());
+    let mut own = ownership(IPIP);
+    own.links.push(name(VXLAN.device));
+    let former = Object::Link(Box::new(device_of(VXLAN)));
+    let mut observed = world.desired().clone();
+    observed.insert(former.clone());
+    let difference = diff(world.desired(), &observed, &own, &|_| true, Part::Whole);
+    assert_eq!(difference.ops, [Op::Remove(former)]);
 }
 
 #[test]

@@ -135,4 +135,5 @@ macro_rules! kinds {
 
 kinds! {
     vxlan => Vxlan,
+    ipip => Ipip,
 }

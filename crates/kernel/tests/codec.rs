@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use fabric::kind::Vxlan;
+use fabric::kind::{Ipip, Vxlan};
 use fabric::object::{Link, LinkName, Mac, Route};
 use kernel::nl::{Message, Reply, flag};
 use kernel::rtnl::route::Via;
@@ -323,6 +323,15 @@ fn messages_when_damaged_then_read_as_something_or_nothing() {
         mtu: 1450,
         up: true,
     };
+    let tunnel = Link {
+        kind: Ipip {
+            local: "192.0.2.1".parse().unwrap(),
+            remote: None,
+            plain: true,
+        }
+        .into(),
+        ..device.clone()
+    };
     let v6 = Route {
         destination: "fd00:2::/64".parse().unwrap(),
         metric: 9,
@@ -334,6 +343,7 @@ fn messages_when_damaged_then_read_as_something_or_nothing() {
     let mac = Mac([2; 6]);
     let messages = [
         link::add_message(&device, 3).unwrap(),
+        link::add_message(&tunnel, 0).unwrap(),
         address::add_message(5, "fd00::/128".parse().unwrap()),
         neighbour::add_message(flag::PUT, 5, "10.5.2.0".parse().unwrap(), mac),
         forwarding::add_message(flag::PUT, 5, mac, "192.0.2.2".parse().unwrap()),

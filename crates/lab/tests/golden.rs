@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use lab::rig::{Rig, Wish};
@@ -256,6 +257,10 @@ fn decided(case: &str, line: String) -> String {
     if line.ends_with("FLANNEL_MTU=1450") && case.ends_with("6") {
         return line.replace("1450", "1430");
     }
+    // No router speaks on a tunnel: on every device of ours, not on those of vxlan alone.
+    if line.starts_with("sysctl ") && case.starts_with("ipip") {
+        return line.replace("accept_ra:1", "accept_ra:0");
+    }
     if line.starts_with("nft ") {
         // The semantics of the iptables set: a masked test of the mark, and the own subnet in the fourth rule.
         let line = line.replace(
@@ -371,6 +376,33 @@ fn start_without_waiting(wish: &Wish) -> Result<Rig, lab::LabError> {
     let mut rig = Rig::bare(wish)?;
     rig.daemons = rig.lab.start_daemons(&[])?;
     Ok(rig)
+}
+
+/// All of it where this machine's kernel has ipip. Where not, all but the tunnel; `tests/ipip.rs` says what is said of that.
+fn compare_ipip(case: &str, routed: bool) {
+    let has_ipip = std::cell::OnceCell::new();
+    let counts = |rig: &Rig, line: &str| {
+        let has_ipip = has_ipip.get_or_init(|| {
+            let local = ["local", "192.0.2.99"];
+            let has_ipip = lab::witness::has_kind(rig.lab.host(1), "ipip", &local).unwrap();
+            let found = if has_ipip { "has it" } else { "has none" };
+            let _ = writeln!(std::io::stdout().lock(), "ipip: this kernel {found}");
+            has_ipip
+        });
+        // Without the tunnel what is sent to its peers is refused.
+        *has_ipip || !(line.contains("flannel.ipip") || line.contains("unreachable"))
+    };
+    compare_some(case, Families::V4, routed, start_without_waiting, counts);
+}
+
+#[test]
+fn ipip_as_recorded() {
+    compare_ipip("ipip", false);
+}
+
+#[test]
+fn ipip_direct_routing_over_a_router_as_recorded() {
+    compare_ipip("ipip-direct-l3", true);
 }
 
 /// Subnets, files and firewall rules, and nothing else in the kernel: a host that is as it shall be has no route to wait for.

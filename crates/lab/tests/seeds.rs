@@ -111,15 +111,13 @@ fn config_when_it_cannot_be_used_is_waited_out_by_the_key_and_what_has_no_effect
     let log = rig.lab.spec.directory().join("h1-flanneld.log");
     let backend = r#""Backend":{"Type":"vxlan"}"#;
     for (config, words) in [
-        (
-            format!(r#"{{"Network":"10.5.0.0/16","SubnetLen":"24",{backend}}}"#),
-            r#"SubnetLen is "24": expected a whole number"#,
-        ),
-        (
-            r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":"7"}}"#.to_owned(),
-            r#"Backend.VNI is "7": expected a whole number"#,
-        ),
+        (format!(r#"{{"Network":"10.5.0.0/16","SubnetLen":"24",{backend}}}"#), r#"SubnetLen is "24": expected a whole number"#),
+        (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":"7"}}"#.to_owned(), r#"Backend.VNI is "7": expected a whole number"#),
         (r#"{"Network":"10.5.0.0/16"}"#.to_owned(), "Backend is not set"),
+        (
+            r#"{"EnableIPv6":true,"IPv6Network":"fd00::/48","Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}"#.to_owned(),
+            "carries IPv4 only",
+        ),
     ] {
         rig.lab.put("/coreos.com/network/config", &config).unwrap();
         rig.lab

@@ -109,6 +109,7 @@ mod tests {
                 "EnableIPv6":true,"IPv6Network":"fd00::/48","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00:0:0:1::","IPv6SubnetMax":"fd00:0:0:9::",
                 "Backend":{"Type":"VXLAN","vni":7,"Port":1,"MTU":1400,"GBP":false,"Learning":false,"DirectRouting":true,"MacPrefix":"0E-2A"}}"#,
             r#"{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw"}}"#,
+            r#"{"Network":"10.0.0.0/16","IPv6SubnetLen":null,"Backend":{"Type":"ipip","DirectRouting":true}}"#,
             r#"{"Network":"10.0.0.0/16"}"#,
         ] {
             assert_eq!(said(json), Vec::<String>::new(), "{json}");
@@ -152,6 +153,7 @@ mod tests {
                 r#""Type":"host-gw","DirectRouting":true"#,
                 "Backend.DirectRouting",
             ),
+            (r#""Type":"ipip","MTU":1400"#, "Backend.MTU"),
             (r#""Type":"alloc","Port":1"#, "Backend.Port"),
         ] {
             let said = said(&format!(r#"{{"Network":"10.0.0.0/16","Backend":{{{backend}}}}}"#));

@@ -292,6 +292,20 @@ fn diff_when_a_link_has_to_be_made_anew_and_cannot_then_the_one_that_is_there_st
     let expected = adds([device.clone()]);
     assert_eq!(whole(&fabric(), &observed).ops, expected);
     assert_eq!(keyed(&fabric(), &observed, &[device.key()]).ops, expected);
+    // One that lies on none can always be made.
+    let ipip = |remote: Option<[u8; 4]>| {
+        link(Link {
+            kind: LinkKind::from(crate::kind::Ipip {
+                local: "192.0.2.1".parse().unwrap(),
+                remote: remote.map(Into::into),
+                plain: true,
+            }),
+            ..vxlan("flannel.ipip", 0)
+        })
+    };
+    let (want, have) = (ipip(None), ipip(Some([192, 0, 2, 2])));
+    let difference = whole(&[want.clone()].into(), &[have.clone()].into());
+    assert_eq!(difference.ops, [Op::Remove(have), Op::Add(want)]);
 }
 
 #[test]

@@ -315,8 +315,8 @@ fn peer_when_its_ipv6_address_is_none_then_that_half_is_refused() {
 
 #[test]
 fn backends_when_listed_then_those_of_the_table() {
-    assert_eq!(built(), "vxlan, host-gw, alloc");
-    assert!(is_built("vxlan") && is_built("alloc"));
+    assert_eq!(built(), "vxlan, host-gw, alloc, ipip");
+    assert!(is_built("vxlan") && is_built("ipip"));
     assert!(!is_built("udp") && !is_built(""));
 }
 

@@ -7,7 +7,8 @@ use fabric::readiness::Kind;
 use proptest::prelude::*;
 
 use crate::rig::{
-    DIRECT, DUAL, HOST_GW, Rig, VXLAN, admin_route, dummy, eth0, is_ours, is_right, name, underlay,
+    DIRECT, DUAL, HOST_GW, IPIP, IPIP_DIRECT, Rig, VXLAN, admin_route, dummy, eth0, is_ours, is_right, name,
+    underlay,
 };
 
 /// One event. Numbers choose among what there is at the time.
@@ -88,6 +89,7 @@ fn ours(rig: &mut Rig) -> Vec<Object> {
 fn bend_kind(kind: &mut LinkKind) {
     match kind {
         LinkKind::Vxlan(vxlan) => vxlan.learning = !vxlan.learning,
+        LinkKind::Ipip(ipip) => ipip.plain = !ipip.plain,
         LinkKind::Other(_) => {}
     }
 }
@@ -281,6 +283,16 @@ proptest! {
     #[test]
     fn engine_when_anything_happens_under_direct_routing_then_it_converges(deeds in prop::collection::vec(deed(), 1..40)) {
         run(DIRECT, &deeds);
+    }
+
+    #[test]
+    fn engine_when_anything_happens_under_ipip_then_it_converges(deeds in prop::collection::vec(deed(), 1..40)) {
+        run(IPIP, &deeds);
+    }
+
+    #[test]
+    fn engine_when_anything_happens_under_ipip_with_direct_routing_then_it_converges(deeds in prop::collection::vec(deed(), 1..40)) {
+        run(IPIP_DIRECT, &deeds);
     }
 
     #[test]

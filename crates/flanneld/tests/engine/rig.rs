@@ -30,6 +30,8 @@ pub const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"
 pub const DUAL: &str =
     r#"{"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","EnableIPv6":true,"Backend":{"Type":"vxlan"}}"#;
 pub const DIRECT: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+pub const IPIP: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}"#;
+pub const IPIP_DIRECT: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"ipip","DirectRouting":true}}"#;
 pub const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
 
 /// More rounds than this without the clock moving is a loop that spins.
@@ -482,7 +484,7 @@ pub fn is_ours(object: &Object) -> bool {
     match object {
         Object::Link(link) => matches!(
             (link.name.as_str(), link.kind.name()),
-            ("flannel.1" | "flannel-v6.1", "vxlan")
+            ("flannel.1" | "flannel-v6.1", "vxlan") | ("flannel.ipip", "ipip")
         ),
         Object::Address(a) => on_ours && a.address.prefix_len() == a.address.max_prefix_len(),
         Object::Neighbour(_) | Object::Forwarding(_) => on_ours,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fabric::kind::Vxlan;
+use fabric::kind::{Ipip, Vxlan};
 use fabric::object::{Address, Forwarding, Key, Link, LinkKind, Mac, Neighbour, Op, Route};
 
 use crate::host::{ApplyOptions, Outcome};
@@ -678,6 +678,11 @@ fn apply_when_links_are_not_there_then_each_operation_has_its_own_outcome() {
         from: Object::Link(device(from, "absent")),
         to: Object::Link(device(to, "absent")),
     };
+    let ipip = Ipip {
+        local: "192.0.2.1".parse().unwrap(),
+        remote: None,
+        plain: true,
+    };
     let mixed = Op::Change {
         from: own_address(),
         to: Object::Link(device(vxlan(1), "absent")),
@@ -688,6 +693,11 @@ fn apply_when_links_are_not_there_then_each_operation_has_its_own_outcome() {
             changed(vxlan(1), vxlan(2)),
             Errno::OPNOTSUPP,
             "what makes a vxlan device cannot be changed in place",
+        ),
+        (
+            changed(ipip.into(), vxlan(1)),
+            Errno::OPNOTSUPP,
+            "the kind of a link cannot be changed in place",
         ),
         (mixed, Errno::INVAL, "a change must be of one kind of object"),
     ] {

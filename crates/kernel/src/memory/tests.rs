@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use fabric::kind::Vxlan;
+use fabric::kind::{Ipip, Vxlan};
 use fabric::object::{Address, Link, LinkKind, Mac, Neighbour, ROUTE_PROTOCOL, Route};
 
 use super::state::{Notice, State};
@@ -191,18 +191,59 @@ fn drain_when_notifications_were_lost_then_a_resync_is_asked_for_and_the_mirror_
     assert_eq!(memory.objects(), memory.truth());
 }
 
+fn tunnel(name_of_link: &str, local: &str) -> Object {
+    let ipip = Ipip {
+        local: local.parse().unwrap(),
+        remote: None,
+        plain: true,
+    };
+    Object::Link(Box::new(Link {
+        name: name(name_of_link),
+        kind: ipip.into(),
+        mac: None,
+        mtu: 1480,
+        up: true,
+    }))
+}
+
 #[test]
 fn act_when_a_device_excludes_another_then_refused_whatever_their_names() {
     let mut memory = memory();
     memory.act(&Op::Add(underlay()), None).unwrap();
-    let (first, second) = (vtep(true), vtep(true));
-    let Object::Link(mut other) = second else { panic!() };
-    other.name = name("other");
-    memory.act(&Op::Add(first), None).unwrap();
-    assert_eq!(
-        errno(memory.act(&Op::Add(Object::Link(other)), None)),
-        Errno::EXIST
-    );
+    for (first, second) in [
+        (vtep(true), vtep(true)),
+        (
+            tunnel("flannel.ipip", "192.0.2.1"),
+            tunnel("flannel.ipip", "192.0.2.1"),
+        ),
+    ] {
+        let Object::Link(mut other) = second else { panic!() };
+        other.name = name("other");
+        memory.act(&Op::Add(first), None).unwrap();
+        assert_eq!(
+            errno(memory.act(&Op::Add(Object::Link(other)), None)),
+            Errno::EXIST
+        );
+    }
+    memory.act(&Op::Add(tunnel("other", "192.0.2.2")), None).unwrap();
+}
+
+#[test]
+fn act_when_the_kind_has_no_entries_then_forwarding_is_refused_and_it_stands_without_a_link_below() {
+    let mut memory = memory();
+    memory
+        .act(&Op::Add(tunnel("flannel.ipip", "192.0.2.1")), None)
+        .unwrap();
+    let Some(Object::Link(made)) = memory.truth().get(&Key::Link(name("flannel.ipip"))).cloned() else {
+        panic!()
+    };
+    assert_eq!(made.mac, None);
+    let entry = Object::Forwarding(fabric::object::Forwarding {
+        link: name("flannel.ipip"),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        remote: ip("192.0.2.2"),
+    });
+    assert_eq!(errno(memory.act(&Op::Add(entry), None)), Errno::OPNOTSUPP);
 }
 
 fn all() -> Vec<Object> {
@@ -344,6 +385,13 @@ fn operation_when_refused_then_with_the_kernels_number_and_nothing_is_changed() 
     let refusals = [
         (Op::Add(own_address()), Errno::EXIST),
         (Op::Remove(all()[3].clone()), Errno::NOENT),
+        (
+            Op::Change {
+                from: vtep(true),
+                to: tunnel("flannel.9", "192.0.2.1"),
+            },
+            Errno::NODEV,
+        ),
     ];
     self::told(&mut state, &Op::Remove(all()[3].clone()));
     let before = state.objects().clone();

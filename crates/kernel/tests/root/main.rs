@@ -5,6 +5,7 @@
 mod apply;
 mod beyond;
 mod firewall;
+mod ipip;
 mod legacy;
 mod monitor;
 mod rtnl;

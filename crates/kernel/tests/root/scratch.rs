@@ -37,6 +37,11 @@ impl Scratch {
         scratch
     }
 
+    /// As `ip -n` takes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/run/netns/{}", self.name))
     }
