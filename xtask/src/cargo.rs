@@ -164,7 +164,7 @@ fn musl() -> Result<Option<String>> {
 }
 
 /// What a test run came to.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tally {
     /// Test functions that passed.
     pub passed: u64,
@@ -174,6 +174,39 @@ pub struct Tally {
     pub ignored: u64,
     /// The command itself succeeded.
     pub good: bool,
+    /// Names of those that failed.
+    pub failures: Vec<String>,
+    /// Executables that began and said nothing at the end: something ended them.
+    pub broken_off: u64,
+}
+
+impl Tally {
+    /// Takes in a line that a test executable prints; `listed` are the failures it has named so far.
+    fn read(&mut self, text: &str, listed: &mut Vec<String>) {
+        if text == "failures:" {
+            // It comes twice: before what they printed, and before their names.
+            listed.clear();
+        } else if let Some(name) = text.strip_prefix("    ") {
+            listed.push(name.to_owned());
+        } else if text.starts_with("running ") && (text.ends_with(" tests") || text.ends_with(" test")) {
+            self.broken_off += 1;
+        } else if let Some(result) = text.strip_prefix("test result: ") {
+            let count = |what: &str| {
+                let mut parts = result.split(['.', ';']);
+                let part = parts.find(|p| p.trim_end().ends_with(what));
+                part.and_then(|p| p.trim().split(' ').next()?.parse::<u64>().ok())
+                    .unwrap_or(0)
+            };
+            self.passed += count("passed");
+            self.failed += count("failed");
+            self.ignored += count("ignored");
+            self.broken_off = self.broken_off.saturating_sub(1);
+            let listed = std::mem::take(listed);
+            if result.starts_with("FAILED") {
+                self.failures.extend(listed);
+            }
+        }
+    }
 }
 
 /// Runs `cargo test ...`, passes its output through, and adds up its `test result` lines.
@@ -183,20 +216,11 @@ pub fn test(command: &mut Command) -> Result<Tally> {
         .spawn()
         .with_context(|| line(command))?;
     let mut tally = Tally::default();
+    let mut listed = Vec::new();
     if let Some(pipe) = child.stdout.take() {
         for text in BufReader::new(pipe).lines() {
             let text = text?;
-            if let Some(result) = text.strip_prefix("test result: ") {
-                let count = |what: &str| {
-                    let mut parts = result.split(['.', ';']);
-                    let part = parts.find(|p| p.trim_end().ends_with(what));
-                    part.and_then(|p| p.trim().split(' ').next()?.parse::<u64>().ok())
-                        .unwrap_or(0)
-                };
-                tally.passed += count("passed");
-                tally.failed += count("failed");
-                tally.ignored += count("ignored");
-            }
+            tally.read(&text, &mut listed);
             let mut out = std::io::stdout().lock();
             let _ = writeln!(out, "{text}");
         }
@@ -213,4 +237,52 @@ pub fn line(command: &Command) -> String {
         text.push_str(&argument.to_string_lossy());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(text: &str) -> Tally {
+        let (mut tally, mut listed) = (Tally::default(), Vec::new());
+        text.lines().for_each(|line| tally.read(line, &mut listed));
+        tally
+    }
+
+    #[test]
+    fn tally_when_tests_fail_then_they_are_counted_and_named_and_what_they_printed_is_not() {
+        let read = tally(
+            "
+running 2 tests
+test a::works ... ok
+test b::fails ... FAILED
+
+failures:
+
+---- b::fails stdout ----
+    left: 1
+   right: 2
+
+failures:
+    b::fails
+
+test result: FAILED. 1 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s
+
+running 1 test
+    a word of its own
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+",
+        );
+        assert_eq!((read.passed, read.failed, read.ignored), (2, 1, 3));
+        assert_eq!(read.failures, ["b::fails"]);
+        assert_eq!(read.broken_off, 0);
+    }
+
+    #[test]
+    fn tally_when_an_executable_is_killed_then_that_is_seen() {
+        let read = tally(
+            "running 2 tests\ntest a ... ok\n\nrunning 0 tests\n\ntest result: ok. 0 passed; 0 failed\n",
+        );
+        assert_eq!((read.broken_off, read.failures.len()), (1, 0));
+    }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{cargo, root, run as run_command, target};
+use crate::cargo::{cargo, root, run as run_command, succeeds, target};
 use crate::say;
 
 mod list;
@@ -274,7 +274,10 @@ fn tool() -> Result<PathBuf> {
         .arg(&folder)
         .env("CARGO_TARGET_DIR", &build)
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
-    run_command(&mut command)?;
+    // A registry that is slow for a moment is no finding about the code.
+    if !succeeds(&mut command)? {
+        run_command(&mut command)?;
+    }
     std::fs::remove_dir_all(&build).with_context(|| build.display().to_string())?;
     Ok(path)
 }

@@ -258,6 +258,22 @@ fn run(config: &str, deeds: &[Deed]) {
     assert!(rig.engine.next(rig.now) > rig.now);
 }
 
+/// Found by chance: while there is no device a peer's place holds a route that refuses, and an admin takes that unheard.
+#[test]
+fn engine_when_an_admin_takes_the_place_of_a_refusing_route_unheard_then_it_converges() {
+    let deeds = [
+        Deed::Impostor,
+        Deed::Put(1, 0),
+        Deed::Put(5, 0),
+        Deed::Plan,
+        Deed::Admin(5),
+        Deed::Lose,
+    ];
+    for config in [DIRECT, VXLAN, DUAL, IPIP, IPIP_DIRECT, HOST_GW] {
+        run(config, &deeds);
+    }
+}
+
 fn cases() -> ProptestConfig {
     ProptestConfig {
         cases: 150,

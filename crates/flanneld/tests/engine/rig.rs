@@ -298,10 +298,9 @@ impl Rig {
         self.check_foreign(&before, &done);
         let desired = self.desired();
         let truth = self.engine.host().truth();
-        let right = desired
-            .iter()
-            .filter(|(key, want)| is_right(want, truth.get(key)));
-        self.held.extend(right.map(|(key, _)| key));
+        // Right or not: a route that refuses, for as long as there is no device, holds its place as well.
+        let held = desired.keys().filter(|key| truth.get(key).is_some_and(is_ours));
+        self.held.extend(held);
     }
 
     /// What is not ours is as it was, but for what goes with a device that is made anew and places that were ours before.
