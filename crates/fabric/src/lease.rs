@@ -298,6 +298,14 @@ pub fn name_of(key: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{begins}… ({} bytes, {digest:016x})", key.len()))
 }
 
+/// Where in the registry an entry is, by what it is [called](name_of): a key lies under `subnets/`, a Node by itself.
+pub fn place_of(name: &str) -> Cow<'_, str> {
+    match name.starts_with("node ") {
+        true => Cow::Borrowed(name),
+        false => Cow::Owned(format!("subnets/{name}")),
+    }
+}
+
 /// An entry among the leases that is none. It is reported and otherwise left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alloc;
+pub mod annotations;
 pub mod causes;
 pub mod config;
 pub mod diff;

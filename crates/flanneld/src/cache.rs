@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::flags::EtcdOptions;
+use crate::flags::{EtcdOptions, RegistryOptions};
 
 /// How the file begins. Another number is another format, which is not read.
 const MAGIC: &str = "flannel-cache 1 ";
@@ -41,7 +41,18 @@ pub struct Source {
 
 impl Source {
     /// The registry these options lead to.
-    pub fn of(etcd: &EtcdOptions) -> Source {
+    pub fn of(options: &RegistryOptions) -> Source {
+        match options {
+            RegistryOptions::Etcd(etcd) => Source::of_etcd(etcd),
+            // COMPAT: no key of etcd's ends like this.
+            RegistryOptions::Kube(kube) => Source {
+                prefix: format!("kubernetes:{}", kube.prefix),
+                endpoints: vec!["kubernetes".to_owned()],
+            },
+        }
+    }
+
+    fn of_etcd(etcd: &EtcdOptions) -> Source {
         let address = |endpoint: &registry::etcd3::Endpoint| match &endpoint.address {
             Address::Tcp { host, port } => format!("{}:{port}", host.to_ascii_lowercase()),
             Address::Unix(path) => format!("unix:{}", path.display()),

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fabric::alloc::PublicIps;
 use fabric::lease::{Attributes, Snapshot, Subnet, Update};
 use fabric::node::{Identity, Node, Provided};
 use fabric::object::Family;
@@ -15,7 +16,7 @@ use fabric::ownership::Ownership;
 use fabric::plan;
 use fabric::subnet_env::SubnetEnv;
 use ipnet::IpNet;
-use registry::{Chance, Holding, Registry, Taken, Wanted};
+use registry::{Chance, Holding, Over, Registry, Taken, Wanted};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -23,8 +24,9 @@ use crate::board::Reporter;
 use crate::cache::Source;
 use crate::firewall::{self, Rules};
 use crate::flags::Options;
+use crate::interface::Wish;
 use crate::mailbox::{Command, Mailbox, Setup};
-use crate::truth::{Cached, Truth};
+use crate::truth::{Cached, RegistryName, Truth};
 
 use self::crew::Crew;
 use self::ground::{Config, Former, Ground};
@@ -58,7 +60,8 @@ const LAST_WORD_FRESH: Duration = Duration::from_secs(60);
 pub enum Ending {
     /// Another node holds our subnet: stop announcing it.
     Taken(Taken),
-    /// Peers know a node by its public address; ours changed, or a family has come, so the lease has to be found anew. What happened.
+    /// Peers know a node by its public address; ours changed, or a family has come, or the registry gives us another subnet: the lease
+    /// has to be found anew. What happened.
     Readdressed(String),
 }
 
@@ -68,8 +71,8 @@ pub struct Parts {
     pub options: Options,
     /// Where leases are kept.
     pub registry: Arc<dyn Registry>,
-    /// Where in it, for those who ask.
-    pub prefix: String,
+    /// What it is called, for those who ask.
+    pub name: RegistryName,
     /// The machine it runs on.
     pub machine: Arc<dyn Machine>,
     /// What it remembers.
@@ -97,6 +100,8 @@ pub struct Daemon {
     chance: Chance,
     /// The registry was asked and did not answer, or not as is needed.
     doubt: Notify,
+    /// Addresses that the registry has for this node.
+    ordered: Mutex<PublicIps>,
     /// None in a daemon that was given what it works with.
     crew: Option<Crew>,
 }
@@ -104,8 +109,8 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon that is given what it works with, and starts nothing.
     pub fn over(parts: Parts) -> Daemon {
-        let source = Source::of(&parts.options.etcd);
-        let truth = Daemon::truth_of(&parts.options, &*parts.registry, parts.prefix, parts.reporter);
+        let source = Source::of(&parts.options.registry);
+        let truth = Daemon::truth_of(&parts.options, &*parts.registry, parts.name, parts.reporter);
         Daemon {
             recorder: Recorder::new(Arc::clone(&parts.records), source, truth.clone()),
             truth,
@@ -117,13 +122,14 @@ impl Daemon {
             underlay_changed: parts.underlay_changed,
             chance: parts.chance,
             doubt: Notify::new(),
+            ordered: Mutex::new(PublicIps { v4: None, v6: None }),
             crew: None,
         }
     }
 
-    fn truth_of(options: &Options, registry: &dyn Registry, prefix: String, reporter: Reporter) -> Truth {
+    fn truth_of(options: &Options, registry: &dyn Registry, name: RegistryName, reporter: Reporter) -> Truth {
         let firewall = firewall::Wanted::of(options).at_first();
-        Truth::new(reporter, registry.states(), prefix, firewall)
+        Truth::new(reporter, registry.states(), name, firewall)
     }
 
     /// What the daemon says about itself.
@@ -148,12 +154,18 @@ impl Daemon {
         }
     }
 
+    /// What is wished of the interface: what the flags say, but for the addresses that the registry has for this node.
+    fn wish(&self) -> Wish {
+        let ordered = *self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wish = self.options.interface.clone();
+        wish.public_ip = ordered.v4.or(wish.public_ip);
+        wish.public_ipv6 = ordered.v6.or(wish.public_ipv6);
+        wish
+    }
+
     /// What there is to stand on, with the config and the machine as they are.
     async fn find(&self, kind: &'static str, config: Config) -> Result<Ground, Unfit> {
-        let place = self
-            .machine
-            .place(kind, &self.options.interface, &config.network)
-            .await?;
+        let place = self.machine.place(kind, &self.wish(), &config.network).await?;
         Ground::new(config, place).map_err(Unfit::Broken)
     }
 
@@ -237,6 +249,8 @@ impl Daemon {
         self.truth.update(|situation| {
             situation.waiting = None;
             situation.cached = Cached::Unasked;
+            // Of a lease that was another.
+            situation.lease_trouble = None;
         });
         self.recorder.hold(&ground.config.text, &held.lease, held.expires);
         self.set_up(&ground, subnet, identity.clone(), former.clone(), history)?;
@@ -248,9 +262,12 @@ impl Daemon {
         let report = |holding: Holding| self.note(subnet, holding);
         tokio::select! {
             biased;
-            taken = self.registry.keep(&wanted, held, self.options.renew_margin, &report) => {
+            over = self.registry.keep(&wanted, held, self.options.renew_margin, &report) => {
                 self.recorder.lost();
-                Ok(Ending::Taken(taken))
+                Ok(match over {
+                    Over::Taken(taken) => Ending::Taken(taken),
+                    Over::Moved(why) => Ending::Readdressed(why),
+                })
             }
             never = self.registry.watch(&sink) => match never {},
             never = self.remember() => match never {},

@@ -15,7 +15,7 @@ pub mod table;
 
 use std::ffi::OsString;
 
-pub use options::{Credentials, EtcdApi, EtcdOptions, Health, Options, Secret};
+pub use options::{Credentials, EtcdApi, EtcdOptions, Health, KubeOptions, Options, RegistryOptions, Secret};
 pub use parse::{Parsed, Raw, Stop, UsageError};
 pub use table::{Flag, Kind, Section, TABLE};
 

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::daemon::{Daemon, Ending};
 use crate::device_lock::{self, DeviceLocks};
 use crate::errand::{Errands, NoAnswer};
-use crate::flags::{Health, Options, Start};
+use crate::flags::{EtcdOptions, Health, KubeOptions, Options, RegistryOptions, Start};
 use crate::handover::Handover;
 use crate::heartbeat::Heartbeats;
 use crate::http::{BindError, Subject};
@@ -100,7 +100,7 @@ pub async fn run(start: Start, mut inherited: Handover) -> anyhow::Result<Exit> 
         std::mem::take(&mut inherited.locks),
     ));
     let path = socket::path_for(&options.subnet_file);
-    let registry: Arc<dyn Registry> = Arc::new(registry::Etcd3::new(&etcd_options(&options))?);
+    let registry = registry_of(&options.registry, |name| std::env::var(name).ok())?;
     let prepared = async {
         // First of all the places where one can be asked: whoever waits for something must be able to say for what.
         let health = match &options.health {
@@ -124,7 +124,7 @@ pub async fn run(start: Start, mut inherited: Handover) -> anyhow::Result<Exit> 
     let subject: Arc<dyn Subject> = Arc::new(Whole {
         truth: daemon.truth().clone(),
         mailbox: Arc::clone(daemon.mailbox()),
-        registry,
+        registry: Arc::clone(&registry),
         heartbeats: heartbeats.clone(),
     });
     let (stop, stopped) = watch::channel(false);
@@ -148,6 +148,7 @@ pub async fn run(start: Start, mut inherited: Handover) -> anyhow::Result<Exit> 
     };
     let mut doors = pin!(doors);
 
+    let tell_ready = |ready| registry.ready(ready);
     let work = async {
         loop {
             match daemon.run().await? {
@@ -163,7 +164,7 @@ pub async fn run(start: Start, mut inherited: Handover) -> anyhow::Result<Exit> 
     let exit = tokio::select! {
         ended = work => ended,
         closed = &mut doors => Err(anyhow::anyhow!("the health server ended: {closed:?}")),
-        never = report(daemon.truth().clone(), &notifier, &heartbeats) => match never {},
+        never = report(daemon.truth().clone(), tell_ready, &notifier, &heartbeats) => match never {},
         never = daemon.watch_disk() => match never {},
         () = either(&mut terminate, &mut interrupt) => Ok(Exit::Code(0)),
         _ = hangup.recv() => Ok(Exit::Reexec(Handover::default())),
@@ -368,7 +369,7 @@ async fn start_daemon(
         let started = Daemon::start(
             options.clone(),
             Arc::clone(registry),
-            options.etcd.prefix.clone(),
+            options.registry.name(),
             heartbeats.clone(),
             Arc::clone(locks),
         );
@@ -398,8 +399,83 @@ async fn after_predecessor<T>(attempt: impl AsyncFn() -> T, may_leave: impl Fn(&
     }
 }
 
-fn etcd_options(options: &crate::flags::Options) -> registry::etcd3::Options {
-    let etcd = &options.etcd;
+/// The registry that the flags name; inside a pod the environment says where Kubernetes is.
+fn registry_of(
+    options: &RegistryOptions,
+    variable: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<Arc<dyn Registry>> {
+    Ok(match options {
+        RegistryOptions::Etcd(etcd) => Arc::new(registry::Etcd3::new(&etcd_options(etcd))?),
+        RegistryOptions::Kube(kube) => {
+            let options = registry::kube::Options {
+                access: kube_access(kube, &variable)?,
+                identity: kube_identity(&variable)?,
+                prefix: kube.prefix.clone(),
+                config: kube.config.clone(),
+                sets_condition: kube.sets_condition,
+            };
+            Arc::new(registry::Kube::new(options, Chance::system()))
+        }
+    })
+}
+
+fn kube_access(
+    kube: &KubeOptions,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<registry::kube::Access> {
+    use registry::kube::Access;
+    if let Some(path) = &kube.kubeconfig {
+        return Ok(Access::Kubeconfig {
+            path: path.clone(),
+            url: kube.url.clone(),
+        });
+    }
+    if let Some(url) = &kube.url {
+        return Ok(Access::Url(url.clone()));
+    }
+    let given = |name: &str| variable(name).filter(|text| !text.is_empty());
+    let (Some(host), Some(port)) = (given("KUBERNETES_SERVICE_HOST"), given("KUBERNETES_SERVICE_PORT"))
+    else {
+        anyhow::bail!(
+            "kube-subnet-mgr outside a pod: expected --kubeconfig-file or --kube-api-url, since KUBERNETES_SERVICE_HOST and \
+             KUBERNETES_SERVICE_PORT are not set"
+        );
+    };
+    let port = port
+        .parse()
+        .map_err(|_| anyhow::anyhow!("KUBERNETES_SERVICE_PORT is {port:?}: expected a port"))?;
+    Ok(Access::InCluster { host, port })
+}
+
+fn kube_identity(variable: &impl Fn(&str) -> Option<String>) -> anyhow::Result<registry::kube::Identity> {
+    use registry::kube::Identity;
+    // They become parts of a path.
+    let given = |name: &str| -> anyhow::Result<Option<String>> {
+        let text = variable(name).filter(|text| !text.is_empty());
+        let is_name = |text: &String| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        };
+        match text {
+            Some(text) if !is_name(&text) => {
+                anyhow::bail!("{name} is {text:?}: expected the name of a Kubernetes object")
+            }
+            text => Ok(text),
+        }
+    };
+    if let Some(name) = given("NODE_NAME")? {
+        return Ok(Identity::Node(name));
+    }
+    match (given("POD_NAMESPACE")?, given("POD_NAME")?) {
+        (Some(namespace), Some(name)) => Ok(Identity::Pod { namespace, name }),
+        _ => anyhow::bail!(
+            "kube-subnet-mgr: which Node is this? Expected NODE_NAME in the environment, or POD_NAME and POD_NAMESPACE of the pod \
+             that this runs in"
+        ),
+    }
+}
+
+fn etcd_options(etcd: &EtcdOptions) -> registry::etcd3::Options {
     let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
     let (username, password) = match &etcd.credentials {
         Some(credentials) => (
@@ -423,7 +499,12 @@ fn etcd_options(options: &crate::flags::Options) -> registry::etcd3::Options {
 }
 
 /// Keeps the log and the service manager informed: waiting, ready, alive.
-async fn report(mut truth: Truth, notifier: &Notifier, heartbeats: &Heartbeats) -> std::convert::Infallible {
+async fn report(
+    mut truth: Truth,
+    tell_ready: impl Fn(bool),
+    notifier: &Notifier,
+    heartbeats: &Heartbeats,
+) -> std::convert::Infallible {
     let watchdog = notifier.watchdog_period();
     let mut journal = Journal::default();
     let (mut ready, mut served) = (false, false);
@@ -432,6 +513,7 @@ async fn report(mut truth: Truth, notifier: &Notifier, heartbeats: &Heartbeats) 
     loop {
         let report = truth.report();
         let line = truth.line(&report);
+        tell_ready(report.is_ready());
         let mut notices = Vec::new();
         if line != said {
             notices.push(Notice::Status(&line));
@@ -551,21 +633,26 @@ mod tests {
 
     #[test]
     fn registry_when_it_is_asked_then_as_the_flags_say() {
-        let plain = etcd_options(&options(&[]));
+        let plain = etcd_options(options(&[]).registry.etcd().unwrap());
         assert_eq!((plain.username.as_str(), plain.password.as_str()), ("", ""));
         assert_eq!(
             (&plain.tls.cafile, &plain.tls.certfile, &plain.tls.keyfile),
             (&None, &None, &None)
         );
-        let full = etcd_options(&options(&[
-            "--etcd-endpoints=https://a:1,https://b:2",
-            "--etcd-prefix=/x/network",
-            "--etcd-cafile=/ca",
-            "--etcd-certfile=/cert",
-            "--etcd-keyfile=/key",
-            "--etcd-username=user",
-            "--etcd-password=word",
-        ]));
+        let full = etcd_options(
+            options(&[
+                "--etcd-endpoints=https://a:1,https://b:2",
+                "--etcd-prefix=/x/network",
+                "--etcd-cafile=/ca",
+                "--etcd-certfile=/cert",
+                "--etcd-keyfile=/key",
+                "--etcd-username=user",
+                "--etcd-password=word",
+            ])
+            .registry
+            .etcd()
+            .unwrap(),
+        );
         assert_eq!(
             (full.endpoints.as_str(), full.prefix.as_str()),
             ("https://a:1,https://b:2", "/x/network")
@@ -646,7 +733,7 @@ mod tests {
     ) -> Vec<String> {
         let mut truth = truth.clone();
         while tokio::time::timeout(SAY_AGAIN, truth.changed()).await.is_ok() {}
-        let never = report(truth, notifier, heartbeats);
+        let never = report(truth, |_| {}, notifier, heartbeats);
         assert!(tokio::time::timeout(time, never).await.is_err());
         heard(manager)
     }
@@ -660,7 +747,12 @@ mod tests {
             state: FirewallState::Off,
             ..Firewall::default()
         };
-        let truth = Truth::new(Reporter::default(), states.subscribe(), "/n".to_owned(), off);
+        let truth = Truth::new(
+            Reporter::default(),
+            states.subscribe(),
+            crate::truth::RegistryName::etcd3("/n"),
+            off,
+        );
         (states, truth)
     }
 
@@ -740,7 +832,7 @@ mod tests {
         let (_states, truth) = truth();
         let heartbeats = Heartbeats::default();
         while tell(&notifier, &[Notice::Watchdog]) {}
-        let never = report(truth.clone(), &notifier, &heartbeats);
+        let never = report(truth.clone(), |_| {}, &notifier, &heartbeats);
         let later = async {
             tokio::time::sleep(SETTLES).await;
             heard(&manager);

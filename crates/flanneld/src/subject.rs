@@ -154,7 +154,12 @@ mod tests {
         let reporter = Reporter::default();
         let store = registry::memory::Store::new(Duration::from_secs(60));
         Whole {
-            truth: Truth::new(reporter, states.subscribe(), "/n".to_owned(), firewall),
+            truth: Truth::new(
+                reporter,
+                states.subscribe(),
+                crate::truth::RegistryName::etcd3("/n"),
+                firewall,
+            ),
             mailbox: Mailbox::new().unwrap(),
             registry: Arc::new(registry::Leases::over(
                 store.client(),

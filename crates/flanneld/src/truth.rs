@@ -124,6 +124,25 @@ impl Situation {
     }
 }
 
+/// What the registry is called, for those who ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryName {
+    /// What it is.
+    pub kind: &'static str,
+    /// Where in it: before every key, or before the name of every annotation.
+    pub prefix: String,
+}
+
+impl RegistryName {
+    /// etcd by its v3 API.
+    pub fn etcd3(prefix: &str) -> RegistryName {
+        RegistryName {
+            kind: "etcd v3",
+            prefix: prefix.to_owned(),
+        }
+    }
+}
+
 /// The parts that know something.
 #[derive(Debug, Clone)]
 pub struct Truth {
@@ -138,14 +157,19 @@ pub struct Truth {
     standing: watch::Receiver<Standing>,
     registry: registry::States,
     reporter: Reporter,
-    prefix: String,
+    name: RegistryName,
     started: u64,
     began: Instant,
 }
 
 impl Truth {
     /// At start: nothing is known yet.
-    pub fn new(reporter: Reporter, registry: registry::States, prefix: String, firewall: Firewall) -> Truth {
+    pub fn new(
+        reporter: Reporter,
+        registry: registry::States,
+        name: RegistryName,
+        firewall: Firewall,
+    ) -> Truth {
         let situation = watch::Sender::new(Situation {
             waiting: Some("starting".to_owned()),
             ..Situation::default()
@@ -167,7 +191,7 @@ impl Truth {
             standing: reporter.standing(),
             registry,
             reporter,
-            prefix,
+            name,
             started: crate::board::now_seconds(),
             began: Instant::now(),
         }
@@ -366,9 +390,9 @@ impl Truth {
                 ..lease
             }),
             registry: Registry {
-                kind: "etcd v3".to_owned(),
+                kind: self.name.kind.to_owned(),
                 endpoint: state.endpoint.unwrap_or_default(),
-                prefix: self.prefix.clone(),
+                prefix: self.name.prefix.clone(),
                 state: registry_state,
                 revision,
                 failed_at: state.last_failure.as_ref().map(|failure| {
@@ -410,7 +434,7 @@ mod tests {
         Truth::new(
             Reporter::default(),
             registry,
-            "/n".to_owned(),
+            RegistryName::etcd3("/n"),
             Firewall::default(),
         )
     }
@@ -529,7 +553,12 @@ mod tests {
                 state,
                 ..Firewall::default()
             };
-            Truth::new(Reporter::default(), registry.clone(), "/n".to_owned(), firewall)
+            Truth::new(
+                Reporter::default(),
+                registry.clone(),
+                RegistryName::etcd3("/n"),
+                firewall,
+            )
         };
         let expected = [
             (Part::Start, Kind::Waiting, "starting"),

@@ -50,8 +50,9 @@ fn flanneld_when_the_command_line_cannot_be_used_says_why_first_and_ends_with_tw
             "invalid boolean value \"yes\" for -ip-masq: parse error (expected true or false)",
         ),
         (
-            &["--kube-subnet-mgr"],
-            "--kube-subnet-mgr=\"true\": Kubernetes as the registry is not built yet",
+            &["--kube-subnet-mgr", "--kube-annotation-prefix=org"],
+            "invalid --kube-annotation-prefix=\"org\": expected a domain of at least two labels in lower case, optionally followed by / \
+             and a name, as flannel.alpha.coreos.com or example.org/net2",
         ),
         (
             &["--iptables-resync=0"],

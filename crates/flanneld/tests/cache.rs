@@ -23,7 +23,7 @@ fn source(flags: &[&str]) -> Source {
     let CommandLine::Run(start) = command_line(words, |_| None, "0") else {
         panic!("{flags:?}")
     };
-    Source::of(&start.options.etcd)
+    Source::of(&start.options.registry)
 }
 
 fn moment(wall: u64, boot: &str, uptime: u64) -> Moment {

@@ -7,9 +7,10 @@
 )]
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
-use flanneld::flags::{CommandLine, Start, TABLE, command_line};
+use flanneld::flags::{CommandLine, RegistryOptions, Start, TABLE, command_line};
 use proptest::prelude::*;
 
 fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> CommandLine {
@@ -57,7 +58,9 @@ fn unit_with_braces_when_started_runs_on_defaults_and_names_what_it_ignored() {
     assert!(start.options.masquerade);
     let endpoints: Vec<String> = start
         .options
-        .etcd
+        .registry
+        .etcd()
+        .unwrap()
         .endpoints
         .iter()
         .map(ToString::to_string)
@@ -111,7 +114,7 @@ fn unit_with_single_dashes_when_started_means_what_it_says() {
         "-ip-masq",
     ]);
     assert!(start.warnings.is_empty() && start.errors.is_empty());
-    let etcd = &start.options.etcd;
+    let etcd = start.options.registry.etcd().unwrap();
     assert_eq!(etcd.prefix, "/kubernetes/network");
     assert_eq!(etcd.endpoints[2].to_string(), "https://172.24.8.73:2379");
     assert_eq!(
@@ -151,8 +154,8 @@ fn options_when_nothing_is_given_are_the_defaults_of_the_reference() {
     assert_eq!(options.renew_margin, Duration::from_secs(3600));
     assert_eq!(options.firewall_resync, Duration::from_secs(5));
     assert!(!options.masquerade && options.forward_rules && options.fully_random);
-    assert!(options.health.is_none() && options.etcd.credentials.is_none());
-    assert_eq!(options.etcd.prefix, "/coreos.com/network");
+    assert!(options.health.is_none() && options.registry.etcd().unwrap().credentials.is_none());
+    assert_eq!(options.registry.etcd().unwrap().prefix, "/coreos.com/network");
 }
 
 #[test]
@@ -234,16 +237,7 @@ fn values_when_of_another_form_are_refused_with_what_was_expected() {
 
 #[test]
 fn flags_when_their_feature_is_not_built_are_refused_only_when_they_ask_for_it() {
-    for argument in [
-        "--kube-subnet-mgr",
-        "--kube-api-url=https://x",
-        "--kube-annotation-prefix=a.b",
-        "--kubeconfig-file=/x",
-        "--net-config-path=/x",
-        "--set-node-network-unavailable=false",
-        "--ip-blackhole-route",
-        "--etcd-api=v2",
-    ] {
+    for argument in ["--ip-blackhole-route", "--etcd-api=v2"] {
         let line = refused(&[argument]);
         assert!(line.contains("not built yet"), "{line}");
         assert!(
@@ -251,20 +245,70 @@ fn flags_when_their_feature_is_not_built_are_refused_only_when_they_ask_for_it()
             "{line}"
         );
     }
-    for argument in [
-        "--kube-subnet-mgr=false",
-        "--kube-annotation-prefix=flannel.alpha.coreos.com",
-        "--net-config-path=/etc/kube-flannel/net-conf.json",
-        "--set-node-network-unavailable",
-        "--ip-blackhole-route=0",
-        "--etcd-api=v3",
-    ] {
+    for argument in ["--ip-blackhole-route=0", "--etcd-api=v3"] {
         started(&[argument]);
     }
-    let CommandLine::Exit { code: 2, text } = start_with(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]) else {
+    let CommandLine::Exit { code: 2, text } = start_with(&[], &[("FLANNELD_IP_BLACKHOLE_ROUTE", "true")])
+    else {
         panic!("not refused");
     };
-    assert!(text.starts_with("FLANNELD_KUBE_SUBNET_MGR=\"true\": "), "{text}");
+    assert!(
+        text.starts_with("FLANNELD_IP_BLACKHOLE_ROUTE=\"true\": "),
+        "{text}"
+    );
+}
+
+#[test]
+fn kubernetes_when_asked_for_is_the_registry_and_its_flags_count_only_then() {
+    let kube = |arguments: &[&str]| {
+        let start = started(&[&["--kube-subnet-mgr"], arguments].concat());
+        match start.options.registry {
+            RegistryOptions::Kube(kube) => (kube, start.warnings),
+            RegistryOptions::Etcd(_) => panic!("etcd"),
+        }
+    };
+    let (defaults, warnings) = kube(&[]);
+    assert_eq!((defaults.url, defaults.kubeconfig), (None, None));
+    assert_eq!(defaults.prefix.to_string(), "flannel.alpha.coreos.com/");
+    assert_eq!(defaults.config, Path::new("/etc/kube-flannel/net-conf.json"));
+    assert!(defaults.sets_condition && warnings.is_empty(), "{warnings:?}");
+    let (given, warnings) = kube(&[
+        "--kube-api-url=https://[fd00::1]:6443",
+        "--kubeconfig-file=/k",
+        "--kube-annotation-prefix=example.org/net2",
+        "--net-config-path=/n",
+        "--set-node-network-unavailable=false",
+        "--etcd-prefix=/x",
+    ]);
+    assert_eq!(given.url.as_deref(), Some("https://[fd00::1]:6443"));
+    assert_eq!(given.kubeconfig.as_deref(), Some(Path::new("/k")));
+    assert_eq!(given.prefix.to_string(), "example.org/net2-");
+    assert_eq!(given.config, Path::new("/n"));
+    assert!(!given.sets_condition);
+    assert_eq!(warnings, ["--etcd-prefix has no effect with --kube-subnet-mgr"]);
+    for (argument, words) in [
+        (
+            "--kube-api-url=x:1",
+            "invalid --kube-api-url=\"x:1\": expected http:// or https:// and a host",
+        ),
+        (
+            "--kube-annotation-prefix=",
+            "invalid --kube-annotation-prefix=\"\": expected a domain",
+        ),
+        (
+            "--net-config-path=",
+            "invalid --net-config-path=\"\": expected the path of a file",
+        ),
+    ] {
+        let line = refused(&["--kube-subnet-mgr", argument]);
+        assert!(line.starts_with(words), "{line}");
+    }
+    let start = started(&["--kubeconfig-file=/k", "--kube-subnet-mgr=false"]);
+    assert!(start.options.registry.etcd().is_some());
+    assert_eq!(
+        start.warnings,
+        ["--kubeconfig-file has no effect without --kube-subnet-mgr"]
+    );
 }
 
 #[test]
@@ -294,7 +338,7 @@ fn environment_when_values_are_bad_keeps_the_defaults_and_names_every_one() {
             .iter()
             .any(|e| e.contains("FLANNELD_HEALTHZ_PORT") && e.contains("\"http\""))
     );
-    assert_eq!(start.options.etcd.prefix, "/x");
+    assert_eq!(start.options.registry.etcd().unwrap().prefix, "/x");
     assert_eq!(start.options.verbosity, 2);
     assert!(!start.options.masquerade);
 }
@@ -337,7 +381,16 @@ fn help_and_version_when_asked_for_end_with_zero() {
 fn secrets_when_options_are_printed_do_not_show() {
     let start = started(&["--etcd-username=u", "--etcd-password=hunter2"]);
     assert_eq!(
-        start.options.etcd.credentials.as_ref().unwrap().password.reveal(),
+        start
+            .options
+            .registry
+            .etcd()
+            .unwrap()
+            .credentials
+            .as_ref()
+            .unwrap()
+            .password
+            .reveal(),
         "hunter2"
     );
     assert!(!format!("{start:?}").contains("hunter2"));
@@ -365,7 +418,9 @@ fn halves_when_given_without_their_other_half_are_warned_about() {
     assert!(
         started(&["--etcd-cafile=/c", "--etcd-endpoints=h:1"])
             .options
-            .etcd
+            .registry
+            .etcd()
+            .unwrap()
             .endpoints[0]
             .tls
     );
@@ -402,7 +457,9 @@ proptest! {
         match start_with(&words, &[]) {
             CommandLine::Run(start) => {
                 prop_assert!(start.warnings.iter().chain(&start.errors).all(|line| !line.contains('\n')));
-                prop_assert!(!start.options.etcd.endpoints.is_empty());
+                if let Some(etcd) = start.options.registry.etcd() {
+                    prop_assert!(!etcd.endpoints.is_empty());
+                }
                 prop_assert!(start.options.firewall_resync >= Duration::from_secs(1));
             }
             CommandLine::Exit { code, text } => {
@@ -419,7 +476,7 @@ proptest! {
     #[test]
     fn order_when_scalars_are_given_twice_takes_the_last(a in "[a-z/]{1,9}", b in "[a-z/]{1,9}") {
         let start = started(&["-etcd-prefix", &a, &format!("--etcd-prefix={b}"), "-iface", &a, &format!("--iface={b}")]);
-        prop_assert_eq!(start.options.etcd.prefix, b.clone());
+        prop_assert_eq!(&start.options.registry.etcd().unwrap().prefix, &b);
         prop_assert_eq!(start.options.interface.iface, vec![a, b]);
     }
 }

@@ -113,7 +113,7 @@ fn example_environment_when_uncommented_is_accepted() {
     match flanneld::flags::command_line(arguments, variable, "0") {
         flanneld::flags::CommandLine::Run(start) => {
             assert!(start.errors.is_empty() && start.warnings.is_empty(), "{start:?}");
-            assert!(start.options.etcd.client.is_some() && start.options.masquerade);
+            assert!(start.options.registry.etcd().unwrap().client.is_some() && start.options.masquerade);
             assert_eq!(start.options.interface.iface, ["eth1", "eth0"]);
         }
         flanneld::flags::CommandLine::Exit { text, .. } => panic!("{text}"),

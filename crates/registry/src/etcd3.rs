@@ -9,7 +9,6 @@ mod endpoint;
 mod keys;
 mod listing;
 mod members;
-mod names;
 mod store;
 mod tls;
 mod watching;
@@ -153,7 +152,7 @@ impl Entries for Store {
             Some(entry) => Ok(entry.value),
             None => Err(RegistryError::NotFound {
                 what: "network config",
-                key: self.keys.config().to_owned(),
+                place: format!("no key {:?} in the registry (etcd v3)", self.keys.config()),
             }),
         }
     }

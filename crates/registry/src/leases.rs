@@ -15,7 +15,7 @@ use self::keep::{Follower, Sighting};
 use crate::chance::Chance;
 use crate::entries::{Entries, Handle, Mark};
 use crate::state::States;
-use crate::{AcquireError, Held, Holding, Pending, Registry, RegistryError, Revision, Taken, Wanted};
+use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, Wanted};
 
 /// The registry of leases that a store of entries makes.
 pub struct Leases<E: Entries> {
@@ -148,8 +148,8 @@ impl<E: Entries> Registry for Leases<E> {
         held: Held,
         margin: Duration,
         report: &'a (dyn Fn(Holding) + Send + Sync),
-    ) -> Pending<'a, Taken> {
-        Box::pin(keep::keep(self, wanted, held, margin, report))
+    ) -> Pending<'a, Over> {
+        Box::pin(async move { Over::Taken(keep::keep(self, wanted, held, margin, report).await) })
     }
 
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {

@@ -11,8 +11,11 @@
 mod chance;
 pub mod entries;
 pub mod etcd3;
+mod file;
+pub mod kube;
 mod leases;
 pub mod memory;
+mod names;
 mod state;
 
 use std::future::Future;
@@ -20,12 +23,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use fabric::alloc::{AllocError, PublicIps};
-use fabric::config::NetworkConfig;
+use fabric::config::{ConfigError, NetworkConfig};
 use fabric::lease::{Attributes, Lease, Subnet, Update};
 use tokio::time::Instant;
 
 pub use crate::chance::{Backoff, Chance};
 pub use crate::etcd3::Etcd3;
+pub use crate::kube::Kube;
 pub use crate::leases::Leases;
 pub use crate::state::{Failure, State, States};
 
@@ -40,10 +44,25 @@ pub trait Registry: Send + Sync {
     /// The network config as it was written, fetched now. [`RegistryError::NotFound`] while there is none: the caller waits.
     fn network_config(&self) -> Pending<'_, Result<Vec<u8>, RegistryError>>;
 
+    /// Reads a network config as far as this registry needs it: where it hands out the subnets itself, the config need not say how.
+    ///
+    /// # Errors
+    ///
+    /// Nothing but another config helps.
+    fn understand(&self, json: &[u8]) -> Result<NetworkConfig, ConfigError> {
+        NetworkConfig::parse(json)
+    }
+
+    /// The addresses that an operator wrote for this node in the registry, to be published in place of what the flags or the interface
+    /// say; none in registries that have no place for that.
+    fn ordered(&self) -> Pending<'_, Result<PublicIps, RegistryError>> {
+        Box::pin(std::future::ready(Ok(PublicIps { v4: None, v6: None })))
+    }
+
     /// Gets this node a lease: its own again, its previous subnet, or a free one.
     fn acquire<'a>(&'a self, wanted: &'a Wanted<'a>) -> Pending<'a, Result<Held, AcquireError>>;
 
-    /// Keeps a lease until somebody else holds its subnet. Renews it `margin` before it expires, puts it back when it was
+    /// Keeps a lease until somebody else holds its subnet, or the registry gives this node another. Renews it `margin` before it expires, puts it back when it was
     /// deleted or written over without another owner, and reports what happens.
     ///
     /// Hears of changes through a [`Registry::watch`] that runs at the same time; without one it finds out when it renews.
@@ -53,7 +72,7 @@ pub trait Registry: Send + Sync {
         held: Held,
         margin: Duration,
         report: &'a (dyn Fn(Holding) + Send + Sync),
-    ) -> Pending<'a, Taken>;
+    ) -> Pending<'a, Over>;
 
     /// Delivers a snapshot of all leases, then what changes, for ever. The sink is called from within the future and must
     /// not block: a consumer that is slow joins updates on its side.
@@ -67,6 +86,11 @@ pub trait Registry: Send + Sync {
     /// The way to the registry may be another from now on, our own address being one: what is asked next goes over a new
     /// connection, instead of waiting for answers that cannot come any more.
     fn reconnect(&self) -> Pending<'_, ()>;
+
+    /// Tells whether the data path is as it should be, for registries that others ask for that.
+    fn ready(&self, ready: bool) {
+        let _ = ready;
+    }
 
     /// The state of the connection, and its changes.
     fn states(&self) -> States;
@@ -152,6 +176,15 @@ pub enum Holding {
     Repaired,
 }
 
+/// Why a lease is not kept any longer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Over {
+    /// Its subnet is another node's.
+    Taken(Taken),
+    /// The registry has given this node another subnet, or is about to: acquire anew. What happened.
+    Moved(String),
+}
+
 /// Another node holds our subnet, or one that overlaps it and is older: ours is lost.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("subnet {subnet} is now held by {by} as {}", .other.subnet)]
@@ -181,12 +214,12 @@ pub enum RegistryError {
         reason: String,
     },
     /// What was asked for is not there.
-    #[error("{what} not found: no key {key:?} in the registry (etcd v3)")]
+    #[error("{what} not found: {place}")]
     NotFound {
         /// What it would be.
         what: &'static str,
-        /// Where it would be.
-        key: String,
+        /// Where it would be, and what is there instead.
+        place: String,
     },
 }
 

@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use fabric::alloc::PublicIps;
 use fabric::object::LinkName;
 use registry::{Chance, Registry};
 use tokio::sync::Notify;
@@ -28,6 +29,7 @@ use crate::reconcile::keeper::{Keeper, Letters};
 use crate::state_dir::StateDir;
 use crate::subnet_file::{self, SubnetFile};
 use crate::threads::Threads;
+use crate::truth::RegistryName;
 
 /// One round of the firewall's keeper runs up to eight programs, none of them longer than 30 s, and an audit is a minute away.
 const FIREWALL_SILENCE: Duration = Duration::from_secs(320);
@@ -55,7 +57,7 @@ impl Daemon {
     pub fn start(
         options: Options,
         registry: Arc<dyn Registry>,
-        prefix: String,
+        name: RegistryName,
         heartbeats: Heartbeats,
         locks: Arc<DeviceLocks>,
     ) -> anyhow::Result<Daemon> {
@@ -65,7 +67,7 @@ impl Daemon {
         let subnet_file = Letters::new().context("making the subnet file's letter box")?;
         let parameters = Letters::new().context("making the letter box for kernel parameters")?;
         let wanted = firewall::Wanted::of(&options);
-        let truth = Daemon::truth_of(&options, &*registry, prefix, reporter.clone());
+        let truth = Daemon::truth_of(&options, &*registry, name, reporter.clone());
         let underlay_changed = Arc::new(Notify::new());
         let notify = Arc::clone(&underlay_changed);
         let outlets = Outlets {
@@ -133,7 +135,7 @@ impl Daemon {
         };
         let records: Arc<dyn Records> = Arc::new(records);
         Ok(Daemon {
-            recorder: Recorder::new(Arc::clone(&records), Source::of(&options.etcd), truth.clone()),
+            recorder: Recorder::new(Arc::clone(&records), Source::of(&options.registry), truth.clone()),
             options,
             registry,
             truth,
@@ -143,6 +145,7 @@ impl Daemon {
             underlay_changed,
             chance: Chance::system(),
             doubt: Notify::new(),
+            ordered: Mutex::new(PublicIps { v4: None, v6: None }),
             crew: Some(Crew {
                 rules,
                 subnet_file,

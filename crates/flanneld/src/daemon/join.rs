@@ -1,13 +1,13 @@
 //! From nothing to a lease: waiting for the config, for an underlay that can carry the network, and for a subnet.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use fabric::config::{self, NetworkConfig};
 use fabric::lease::{Attributes, Subnet};
 use fabric::plan;
 use fabric::subnet_env::Previous;
-use registry::etcd3::Keys;
-use registry::{AcquireError, Backoff, Held, RegistryError, Wanted};
+use registry::{AcquireError, Backoff, Held, Registry, RegistryError, Wanted};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -22,8 +22,8 @@ const WHOLE: Duration = Duration::from_secs(5);
 const DEVICE_LOOK: Duration = Duration::from_millis(500);
 
 /// Reads a network config as far as that can be done without knowing the host.
-fn understand(json: &[u8]) -> Result<NetworkConfig, String> {
-    let network = NetworkConfig::parse(json).map_err(|refused| refused.to_string())?;
+fn understand(registry: &dyn Registry, json: &[u8]) -> Result<NetworkConfig, String> {
+    let network = registry.understand(json).map_err(|refused| refused.to_string())?;
     plan::check(&network).map_err(|refused| refused.to_string())?;
     Ok(network)
 }
@@ -32,6 +32,7 @@ impl Daemon {
     /// Waits for what only the registry can give: the config, and, on the ground that it makes, a lease.
     pub(super) async fn join(&self, previous: &Previous, state: &State) -> anyhow::Result<(Ground, Held)> {
         let config = self.network_config().await;
+        self.learn_addresses().await;
         let ground = self.ground(config).await?;
         let attributes = |subnet: &Subnet, own: Option<&Attributes>| ground.attributes(subnet, own);
         let wanted = Wanted {
@@ -55,16 +56,16 @@ impl Daemon {
         loop {
             let (waiting, missing) = match self.registry.network_config().await {
                 // What its backend makes of it belongs to it: no part of a config ends a daemon, since another one cures it.
-                Ok(json) => match understand(&json) {
+                Ok(json) => match understand(&*self.registry, &json) {
                     Ok(network) => {
                         self.truth.update(|situation| situation.config_missing = false);
                         for said in config::without_effect(&json, &network) {
-                            warn!("network config (key {}): {said}", self.config_key());
+                            warn!("network config ({}): {said}", self.config_place());
                         }
                         let text = String::from_utf8_lossy(&json).into_owned();
                         return Config { text, network };
                     }
-                    Err(refused) => (format!("{refused} (key {})", self.config_key()), true),
+                    Err(refused) => (format!("{refused} ({})", self.config_place()), true),
                 },
                 Err(missing @ RegistryError::NotFound { .. }) => (missing.to_string(), true),
                 Err(failure) => (failure.to_string(), false),
@@ -76,9 +77,25 @@ impl Daemon {
         }
     }
 
-    /// Where the network config lies in the registry.
-    fn config_key(&self) -> String {
-        Keys::new(&self.options.etcd.prefix).config().to_owned()
+    /// Waits for what the registry says of this node's addresses.
+    async fn learn_addresses(&self) {
+        let mut backoff = self.backoff();
+        loop {
+            match self.registry.ordered().await {
+                Ok(ordered) => {
+                    *self.ordered.lock().unwrap_or_else(PoisonError::into_inner) = ordered;
+                    return;
+                }
+                Err(failure) => self.truth.wait_for(failure.to_string()),
+            }
+            self.doubt.notify_one();
+            tokio::time::sleep(backoff.step()).await;
+        }
+    }
+
+    /// Where the network config lies.
+    fn config_place(&self) -> String {
+        self.options.registry.config_place()
     }
 
     /// Waits for an underlay that can carry the network.

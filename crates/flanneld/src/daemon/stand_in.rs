@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 
-use fabric::config::NetworkConfig;
 use fabric::lease::{Lease, Snapshot};
 use fabric::subnet_env::Previous;
 use tokio::time::sleep;
@@ -66,7 +65,10 @@ impl Daemon {
         let doubt = head
             .judge(self.recorder.source(), &self.records.now())
             .map_err(|e| text(&e))?;
-        let network = NetworkConfig::parse(head.config.as_bytes()).map_err(|e| text(&e))?;
+        let network = self
+            .registry
+            .understand(head.config.as_bytes())
+            .map_err(|e| text(&e))?;
         let lease = Lease::read(&head.own.subnet, head.own.value.as_bytes(), 0)
             .map_err(|e| format!("the own lease in it: {}", e.reason))?;
         let config = Config {

@@ -52,7 +52,7 @@ impl Daemon {
             self.truth.reporter().dumped("interfaces");
             let chosen = self
                 .machine
-                .choose(&self.options.interface, ground.asked(), ground.held)
+                .choose(&self.wish(), ground.asked(), ground.held)
                 .await;
             failed = chosen.is_err();
             let selected = match chosen {

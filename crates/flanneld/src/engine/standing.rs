@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use fabric::lease::{Lease, Subnet};
+use fabric::lease::{Lease, Subnet, place_of};
 use fabric::object::{Family, Key, Object, Objects};
 use fabric::readiness::{Finding, Kind, Part, Report};
 use fabric::status::{Peer, PeerObject, PeerState};
@@ -135,8 +135,9 @@ impl<H: Host> Engine<H> {
             };
             unread -= usize::from(kind == Kind::Degraded).min(unread);
             report.add_with(Part::Registry, kind, || {
-                let text = format!("registry entry subnets/{key} is no lease: {reason}");
-                Finding::new(Part::Registry, kind, format!("subnets/{key}"), text)
+                let place = place_of(key);
+                let text = format!("registry entry {place} is no lease: {reason}");
+                Finding::new(Part::Registry, kind, place.into_owned(), text)
             });
         }
         let more = rejected.len() - rejected.named().count();

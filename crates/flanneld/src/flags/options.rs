@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use super::go_value::quote;
 use super::parse::{Raw, UsageError};
-use super::table::TABLE;
-use registry::etcd3::{Address, Endpoint, parse_endpoints};
+use super::table::{Section, TABLE};
+use fabric::annotations::Prefix;
+use registry::etcd3::{Address, Endpoint, Keys, parse_endpoints};
 
 use crate::interface::{Wish, pattern};
+use crate::truth::RegistryName;
 
 /// Which etcd API to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,59 @@ pub struct ClientFiles {
     pub keyfile: PathBuf,
 }
 
+/// How to reach Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubeOptions {
+    /// URL of the API server, in place of the kubeconfig's.
+    pub url: Option<String>,
+    /// A kubeconfig file.
+    pub kubeconfig: Option<PathBuf>,
+    /// What annotations begin with.
+    pub prefix: Prefix,
+    /// The network config's file.
+    pub config: PathBuf,
+    /// Set the node's condition `NetworkUnavailable`.
+    pub sets_condition: bool,
+}
+
+/// Where leases are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistryOptions {
+    /// In etcd.
+    Etcd(EtcdOptions),
+    /// In the annotations of Kubernetes' Node objects.
+    Kube(KubeOptions),
+}
+
+impl RegistryOptions {
+    /// etcd, if it is that.
+    pub fn etcd(&self) -> Option<&EtcdOptions> {
+        match self {
+            RegistryOptions::Etcd(etcd) => Some(etcd),
+            RegistryOptions::Kube(_) => None,
+        }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> RegistryName {
+        match self {
+            RegistryOptions::Etcd(etcd) => RegistryName::etcd3(&etcd.prefix),
+            RegistryOptions::Kube(kube) => RegistryName {
+                kind: "Kubernetes",
+                prefix: kube.prefix.to_string(),
+            },
+        }
+    }
+
+    /// Where the network config lies, for people.
+    pub fn config_place(&self) -> String {
+        match self {
+            RegistryOptions::Etcd(etcd) => format!("key {}", Keys::new(&etcd.prefix).config()),
+            RegistryOptions::Kube(kube) => format!("file {}", kube.config.display()),
+        }
+    }
+}
+
 /// Where health and metrics are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
@@ -91,7 +146,7 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The registry.
-    pub etcd: EtcdOptions,
+    pub registry: RegistryOptions,
     /// What the user said about interface and public addresses.
     pub interface: Wish,
     /// Path of `subnet.env`.
@@ -207,13 +262,17 @@ impl Options {
                 "expected the path of a file",
             ));
         }
-        let etcd = etcd(raw, warnings)?;
+        warnings.extend(idle_flags(raw));
+        let registry = match raw.kube_subnet_mgr {
+            true => RegistryOptions::Kube(kube(raw)?),
+            false => RegistryOptions::Etcd(etcd(raw, warnings)?),
+        };
         Ok(Options {
             interface: Wish {
-                registry: addresses(&etcd),
+                registry: addresses(&registry),
                 ..interface(raw)?
             },
-            etcd,
+            registry,
             subnet_file: PathBuf::from(&raw.subnet_file),
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
             masquerade: raw.ip_masq,
@@ -244,7 +303,10 @@ fn refuse_unbuilt(raw: &Raw) -> Result<(), UsageError> {
 }
 
 /// The addresses among the registry's endpoints.
-fn addresses(etcd: &EtcdOptions) -> Vec<IpAddr> {
+fn addresses(registry: &RegistryOptions) -> Vec<IpAddr> {
+    let RegistryOptions::Etcd(etcd) = registry else {
+        return Vec::new();
+    };
     let of = |endpoint: &Endpoint| match &endpoint.address {
         Address::Tcp { host, .. } => host.parse().ok(),
         Address::Unix(_) => None,
@@ -319,6 +381,50 @@ fn etcd(raw: &Raw, warnings: &mut Vec<String>) -> Result<EtcdOptions, UsageError
         cafile,
         client,
         credentials,
+    })
+}
+
+/// Flags that were given for the registry that is not used.
+fn idle_flags(raw: &Raw) -> Vec<String> {
+    let (idle, why) = match raw.kube_subnet_mgr {
+        true => (Section::Registry, "with --kube-subnet-mgr"),
+        false => (Section::Kubernetes, "without --kube-subnet-mgr"),
+    };
+    TABLE
+        .iter()
+        .filter(|flag| flag.section == idle && flag.name != "kube-subnet-mgr")
+        .filter(|flag| raw.given.contains_key(flag.name))
+        .map(|flag| format!("{} has no effect {why}", raw.spelling(flag.name)))
+        .collect()
+}
+
+fn kube(raw: &Raw) -> Result<KubeOptions, UsageError> {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    if !raw.kube_api_url.is_empty() {
+        registry::kube::check_url(&raw.kube_api_url).map_err(|_| {
+            refuse(
+                raw,
+                "kube-api-url",
+                &raw.kube_api_url,
+                "expected http:// or https:// and a host",
+            )
+        })?;
+    }
+    let prefix = &raw.kube_annotation_prefix;
+    Ok(KubeOptions {
+        url: text(&raw.kube_api_url),
+        kubeconfig: file(&raw.kubeconfig_file),
+        prefix: Prefix::parse(prefix)
+            .map_err(|wrong| refuse(raw, "kube-annotation-prefix", prefix, &wrong.to_string()))?,
+        config: file(&raw.net_config_path).ok_or_else(|| {
+            refuse(
+                raw,
+                "net-config-path",
+                &raw.net_config_path,
+                "expected the path of a file",
+            )
+        })?,
+        sets_condition: raw.set_node_network_unavailable,
     })
 }
 

@@ -157,8 +157,6 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 /// Where `subnet.env` is by default.
 pub const DEFAULT_SUBNET_FILE: &str = fabric::status::SUBNET_FILE;
 
-const KUBE: Option<&str> = Some("Kubernetes as the registry");
-
 /// Every flag.
 pub static TABLE: &[Flag] = &[
     Flag {
@@ -335,7 +333,7 @@ pub static TABLE: &[Flag] = &[
         default: "false",
         meaning: "Keep leases in Kubernetes' Node objects instead of etcd.",
         section: Section::Kubernetes,
-        unbuilt: KUBE,
+        unbuilt: None,
     },
     Flag {
         name: "kube-api-url",
@@ -343,7 +341,7 @@ pub static TABLE: &[Flag] = &[
         default: "",
         meaning: "URL of the Kubernetes API server. Not needed inside a pod.",
         section: Section::Kubernetes,
-        unbuilt: KUBE,
+        unbuilt: None,
     },
     Flag {
         name: "kube-annotation-prefix",
@@ -351,7 +349,7 @@ pub static TABLE: &[Flag] = &[
         default: "flannel.alpha.coreos.com",
         meaning: "Prefix of the annotations on Node objects; a / is put at its end where it has none.",
         section: Section::Kubernetes,
-        unbuilt: KUBE,
+        unbuilt: None,
     },
     Flag {
         name: "kubeconfig-file",
@@ -359,7 +357,7 @@ pub static TABLE: &[Flag] = &[
         default: "",
         meaning: "A kubeconfig file. Not needed inside a pod.",
         section: Section::Kubernetes,
-        unbuilt: KUBE,
+        unbuilt: None,
     },
     Flag {
         name: "net-config-path",
@@ -367,7 +365,7 @@ pub static TABLE: &[Flag] = &[
         default: "/etc/kube-flannel/net-conf.json",
         meaning: "File with the network's config, which is not in the registry when that is Kubernetes.",
         section: Section::Kubernetes,
-        unbuilt: KUBE,
+        unbuilt: None,
     },
     Flag {
         name: "set-node-network-unavailable",
@@ -375,7 +373,7 @@ pub static TABLE: &[Flag] = &[
         default: "true",
         meaning: "Set the node's condition NetworkUnavailable to False once the network is up.",
         section: Section::Kubernetes,
-        unbuilt: KUBE,
+        unbuilt: None,
     },
     Flag {
         name: "healthz-ip",

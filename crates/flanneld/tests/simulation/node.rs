@@ -16,7 +16,7 @@ use flanneld::mailbox::Mailbox;
 use flanneld::reconcile::keeper::Keeper;
 use flanneld::reconcile::keeper::Letters;
 use flanneld::subnet_file::{self, SubnetFile};
-use flanneld::truth::Truth;
+use flanneld::truth::{RegistryName, Truth};
 use kernel::memory::Memory;
 use registry::{Chance, Registry};
 use tokio::sync::Notify;
@@ -167,7 +167,7 @@ impl Node {
         let daemon = Daemon::over(Parts {
             options: options(margin),
             registry,
-            prefix: "/simulation".to_owned(),
+            name: RegistryName::etcd3("/simulation"),
             machine: Arc::clone(&self.host) as _,
             records: Arc::clone(&self.host) as _,
             reporter,

@@ -8,7 +8,7 @@ use fabric::lease::{Delta, Update};
 use registry::entries::{End, Entries, Life, Listing, Mark, Seen, Told, Wish, Written};
 use registry::memory::{Client, Stamp};
 use registry::{
-    AcquireError, Chance, Held, Holding, Leases, Pending, Registry, RegistryError, State, States, Taken,
+    AcquireError, Chance, Held, Holding, Leases, Over, Pending, Registry, RegistryError, State, States,
     Wanted,
 };
 use tokio::sync::watch;
@@ -162,7 +162,7 @@ impl Registry for Snapless {
         held: Held,
         margin: Duration,
         report: &'a (dyn Fn(Holding) + Send + Sync),
-    ) -> Pending<'a, Taken> {
+    ) -> Pending<'a, Over> {
         self.0.keep(wanted, held, margin, report)
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fabric::lease::Update;
-use registry::{AcquireError, Held, Holding, Pending, Registry, RegistryError, States, Taken, Wanted};
+use registry::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, States, Wanted};
 use tokio::time::Instant;
 
 /// What a process was told of its own lease.
@@ -54,7 +54,7 @@ impl Registry for Witnessed {
         held: Held,
         margin: Duration,
         report: &'a (dyn Fn(Holding) + Send + Sync),
-    ) -> Pending<'a, Taken> {
+    ) -> Pending<'a, Over> {
         Box::pin(async move {
             let told = |holding: Holding| {
                 let mut belief = self.belief.lock().unwrap();
@@ -70,9 +70,9 @@ impl Registry for Witnessed {
                 drop(belief);
                 report(holding);
             };
-            let taken = self.inner.keep(wanted, held, margin, &told).await;
+            let over = self.inner.keep(wanted, held, margin, &told).await;
             *self.belief.lock().unwrap() = Belief::default();
-            taken
+            over
         })
     }
 

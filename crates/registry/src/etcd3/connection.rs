@@ -27,9 +27,9 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::endpoint::{Address, Endpoint};
-use super::names;
 use super::tls::TlsFiles;
 use super::{Credentials, REQUEST_DEADLINE};
+use crate::names;
 
 /// Pings while a stream is open and nothing was read for so long. etcd refuses them more often than every 5 s, and
 /// without an open stream altogether.

@@ -1,8 +1,6 @@
 //! TLS to etcd: rustls with ring. The files are read anew for every connection, so that rotated certificates are used
 //! without a restart.
 
-use std::fs;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +8,8 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::file::read_regular;
 
 /// No file of certificates or of a key is larger, bytes.
 const LARGEST: u64 = 4 << 20;
@@ -100,32 +100,11 @@ impl TlsFiles {
 }
 
 fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    read_file(path).map_err(|source| TlsError::Read {
+    read_regular(path, LARGEST).map_err(|source| TlsError::Read {
         flag,
         path: path.display().to_string(),
         source,
     })
-}
-
-/// Reads a regular file: a FIFO would be waited for, and a device has no end.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let odd = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
-    // Before it is opened, for that waits, and after, for it may be another by then.
-    let is_file = |found: fs::Metadata| {
-        found
-            .is_file()
-            .then_some(())
-            .ok_or_else(|| odd("not a regular file"))
-    };
-    is_file(fs::metadata(path)?)?;
-    let file = fs::File::open(path)?;
-    is_file(file.metadata()?)?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    match u64::try_from(bytes.len()) {
-        Ok(length) if length <= LARGEST => Ok(bytes),
-        _ => Err(odd("more than the 4 MiB that are expected at most")),
-    }
 }
 
 fn content(flag: &'static str, path: &Path, reason: String) -> TlsError {
@@ -183,6 +162,8 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn file(content: &[u8]) -> tempfile::NamedTempFile {

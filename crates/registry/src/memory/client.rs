@@ -229,7 +229,7 @@ impl Entries for Client {
         let config = self.call("config", |state| state.config.clone()).await?;
         config.ok_or_else(|| RegistryError::NotFound {
             what: "network config",
-            key: "config".to_owned(),
+            place: "no key \"config\"".to_owned(),
         })
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fabric::lease::{Attributes, Delta, Snapshot, Subnet, Update};
 use registry::etcd3::Options;
 use registry::memory::{Client, Memory, Store};
-use registry::{Chance, Etcd3, Held, Holding, Leases, Registry, Taken};
+use registry::{Chance, Etcd3, Held, Holding, Leases, Over, Registry, Taken};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -288,7 +288,7 @@ pub struct Holder<G: Ground> {
     pub registry: Arc<G::Client>,
     pub held: Held,
     pub key: String,
-    pub keeping: tokio::task::JoinHandle<Taken>,
+    pub keeping: tokio::task::JoinHandle<Over>,
     pub watching: Watching,
     reports: mpsc::UnboundedReceiver<Holding>,
 }
@@ -328,7 +328,10 @@ impl<G: Ground> Holder<G> {
 
     pub async fn taken(self) -> Taken {
         let taken = timeout(PATIENCE, self.keeping).await;
-        taken.expect("the end of keeping").unwrap()
+        match taken.expect("the end of keeping").unwrap() {
+            Over::Taken(taken) => taken,
+            Over::Moved(why) => panic!("{why}"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::rig::{Node, PATIENCE, Server, Watching, network, value_of, wait_until};
 use registry::etcd3::Options;
-use registry::{Etcd3, Held, Holding, Registry, Taken};
+use registry::{Etcd3, Held, Holding, Over, Registry};
 use tokio::sync::mpsc;
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
@@ -16,7 +16,7 @@ struct Holder {
     held: Held,
     key: String,
     reports: mpsc::UnboundedReceiver<Holding>,
-    keeping: tokio::task::JoinHandle<Taken>,
+    keeping: tokio::task::JoinHandle<Over>,
     _watching: Watching,
 }
 

@@ -20,7 +20,7 @@ async fn network_config_is_not_found_until_it_is_there_and_then_comes_raw() {
     let etcd = server.client();
     let error = etcd.network_config().await.unwrap_err();
     assert!(
-        matches!(&error, RegistryError::NotFound { key, .. } if key == "/n/config"),
+        matches!(&error, RegistryError::NotFound { place, .. } if place == "no key \"/n/config\" in the registry (etcd v3)"),
         "{error}"
     );
     let raw = "{ \"Network\": \"10.5.0.0/16\" , \"x\" :1}";

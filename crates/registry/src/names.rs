@@ -42,7 +42,7 @@ impl Drop for Place {
 ///
 /// # Errors
 /// The system's; that it has no thread for it; that look-ups asked for earlier do not come to an end.
-pub(super) async fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+pub(crate) async fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     look_up_among(&UNDER_WAY, host, port).await
 }
 

@@ -1,0 +1,414 @@
+//! Kubernetes as the registry: a node's `spec.podCIDRs` are its subnet, annotations of its Node object its lease.
+//!
+//! Kubernetes hands subnets out itself and nothing here expires: a lease is had by annotating the own Node, kept by looking that the
+//! annotations stay, and those of the others are followed by one watch. What is kept of a Node is its lease: everything else of the
+//! sixteen kilobytes that it comes in is passed over as it arrives.
+
+mod connection;
+mod keep;
+mod listing;
+mod nodes;
+mod server;
+mod watching;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fabric::alloc::PublicIps;
+use fabric::annotations::{Name, NodeObject, Prefix};
+use fabric::config::{ConfigError, Declared, NetworkConfig};
+use fabric::lease::{Attributes, Lease, Update};
+use fabric::object::Family;
+use tokio::sync::watch;
+use tracing::warn;
+
+pub use self::server::{Access, AccessError, check_url};
+
+use self::connection::{Connection, Failed};
+use self::nodes::Nodes;
+use crate::chance::Chance;
+use crate::file::read_regular;
+use crate::state::{Failure, State, States};
+use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Wanted};
+
+/// The network config's file is not larger, bytes.
+const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// Which Node object is ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// The one of this name.
+    Node(String),
+    /// The one that this pod runs on.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// How to reach Kubernetes, and what to look for there.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The API server.
+    pub access: Access,
+    /// Our own Node object.
+    pub identity: Identity,
+    /// What annotations begin with.
+    pub prefix: Prefix,
+    /// The file that holds the network config.
+    pub config: PathBuf,
+    /// Whether the Node's condition `NetworkUnavailable` is ours to set.
+    pub sets_condition: bool,
+}
+
+/// Our own Node object, as it was seen last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+enum Own {
+    /// Not yet.
+    #[default]
+    Unknown,
+    /// There is none.
+    Absent,
+    /// This.
+    Present {
+        node: Box<NodeObject>,
+        /// Its condition `NetworkUnavailable`, where that was looked for: status and reason.
+        condition: Option<String>,
+    },
+}
+
+/// The registry that Kubernetes is.
+pub struct Kube {
+    options: Options,
+    chance: Chance,
+    state: watch::Sender<State>,
+    requests: Arc<AtomicU64>,
+    /// The own node's name, once it is known.
+    name: Mutex<Option<String>>,
+    /// What the lease was acquired for: by it nodes are read.
+    network: watch::Sender<Option<NetworkConfig>>,
+    own: watch::Sender<Own>,
+    /// The data path is as it should be.
+    ready: watch::Sender<bool>,
+    nodes: Mutex<Nodes>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Kube {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kube")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kube {
+    /// A client that is not connected yet. Whatever is read from files is read when connecting, so it may come later.
+    pub fn new(options: Options, chance: Chance) -> Kube {
+        let name = match &options.identity {
+            Identity::Node(name) => Some(name.clone()),
+            Identity::Pod { .. } => None,
+        };
+        Kube {
+            options,
+            chance,
+            state: watch::channel(State::default()).0,
+            requests: Arc::default(),
+            name: Mutex::new(name),
+            network: watch::channel(None).0,
+            own: watch::channel(Own::default()).0,
+            ready: watch::channel(false).0,
+            nodes: Mutex::new(Nodes::default()),
+        }
+    }
+
+    /// A connection of its own for what is asked next.
+    async fn connect(&self) -> Result<Connection, RegistryError> {
+        match Connection::open(&self.options.access, &self.requests).await {
+            Ok(connection) => {
+                let url = connection.url().to_owned();
+                self.state.send_if_modified(|state| {
+                    let news = state.endpoint.as_deref() != Some(&url);
+                    if news {
+                        state.endpoint = Some(url);
+                        state.since = Some(SystemTime::now());
+                    }
+                    news
+                });
+                Ok(connection)
+            }
+            Err(failure) => Err(self.unreachable(failure.to_string())),
+        }
+    }
+
+    fn unreachable(&self, error: String) -> RegistryError {
+        self.note_failure(&error, true);
+        RegistryError::Unreachable(error)
+    }
+
+    /// What a call came to, for whoever asked, with the state of the connection noted.
+    fn failed(&self, call: &'static str, failed: Failed, url: &str) -> RegistryError {
+        match failed {
+            Failed::Unanswered(reason) => self.unreachable(format!("{url}: {call}: {reason}")),
+            Failed::Status { code, message } => {
+                let reason = format!("{code}: {message}");
+                self.note_failure(&format!("{url} refuses {call}: {reason}"), false);
+                RegistryError::Refused {
+                    endpoint: url.to_owned(),
+                    call,
+                    reason,
+                }
+            }
+        }
+    }
+
+    fn note_failure(&self, error: &str, is_away: bool) {
+        self.state.send_modify(|state| {
+            if is_away {
+                if state.endpoint.take().is_some() {
+                    state.since = Some(SystemTime::now());
+                }
+                state.watching = false;
+            }
+            state.last_failure = Some(Failure {
+                at: SystemTime::now(),
+                error: error.to_owned(),
+            });
+        });
+    }
+
+    /// The name of the own Node, asked of the pod where need be.
+    async fn own_name(&self) -> Result<String, RegistryError> {
+        if let Some(name) = lock(&self.name).clone() {
+            return Ok(name);
+        }
+        let Identity::Pod { namespace, name } = &self.options.identity else {
+            return Err(RegistryError::Unreachable("the own Node has no name".to_owned()));
+        };
+        let mut connection = self.connect().await?;
+        let url = connection.url().to_owned();
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+        let text = connection
+            .get(&path)
+            .await
+            .map_err(|failed| self.failed("get pod", failed, &url))?;
+        let node = server::node_of_pod(&text);
+        let node = node.ok_or_else(|| RegistryError::NotFound {
+            what: "own Node",
+            place: format!("pod {namespace}/{name} has no spec.nodeName yet"),
+        })?;
+        *lock(&self.name) = Some(node.clone());
+        Ok(node)
+    }
+
+    /// The own Node as it is now; notes it.
+    async fn fetch_own(&self, name: &str) -> Result<NodeObject, RegistryError> {
+        let mut connection = self.connect().await?;
+        let url = connection.url().to_owned();
+        match connection.get(&format!("/api/v1/nodes/{name}")).await {
+            Ok(text) => self.see_own(&text).map_err(|reason| RegistryError::Refused {
+                endpoint: url,
+                call: "get node",
+                reason,
+            }),
+            Err(Failed::Status { code: 404, .. }) => {
+                self.own.send_replace(Own::Absent);
+                Err(RegistryError::NotFound {
+                    what: "own Node",
+                    place: format!("{url} has no Node {name:?}: it has not been registered, or was deleted"),
+                })
+            }
+            Err(failed) => Err(self.failed("get node", failed, &url)),
+        }
+    }
+
+    fn see_own(&self, json: &str) -> Result<NodeObject, String> {
+        let node = NodeObject::read(json, &self.options.prefix)?;
+        self.note_own(Own::Present {
+            node: Box::new(node.clone()),
+            condition: keep::condition_in(json),
+        });
+        Ok(node)
+    }
+
+    fn note_own(&self, own: Own) {
+        self.own.send_if_modified(|known| {
+            let news = *known != own;
+            *known = own;
+            news
+        });
+    }
+
+    /// Has the own Node say what it shall, where it does not.
+    async fn annotate(&self, node: &NodeObject, attributes: &Attributes) -> Result<(), RegistryError> {
+        match node.patch(&self.options.prefix, &node.wanted(attributes)) {
+            Some(body) => self.patch_status("patch node", &node.name, body).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Notes how far the store has come: whoever knew more of it than there is knows that it went back.
+    async fn note_newest(&self) -> Result<(), RegistryError> {
+        let mut connection = self.connect().await?;
+        let url = connection.url().to_owned();
+        let newest = self.newest(&mut connection).await;
+        let newest = newest.map_err(|failed| self.failed("list nodes", failed, &url))?;
+        self.state.send_modify(|state| state.revision = newest);
+        Ok(())
+    }
+
+    /// A strategic merge patch of the Node's status, by which annotations may be written as well; notes what the Node is then.
+    async fn patch_status(&self, call: &'static str, name: &str, body: String) -> Result<(), RegistryError> {
+        let mut connection = self.connect().await?;
+        let url = connection.url().to_owned();
+        let text = connection
+            .patch(&format!("/api/v1/nodes/{name}/status"), body)
+            .await
+            .map_err(|failed| self.failed(call, failed, &url))?;
+        self.see_own(&text).map_err(|reason| RegistryError::Refused {
+            endpoint: url,
+            call,
+            reason,
+        })?;
+        Ok(())
+    }
+
+    async fn acquire_now(&self, wanted: &Wanted<'_>) -> Result<Held, AcquireError> {
+        self.network.send_replace(Some(wanted.config.clone()));
+        let name = self.own_name().await?;
+        self.note_newest().await?;
+        let node = self.fetch_own(&name).await?;
+        let subnet = node
+            .subnet(wanted.config)
+            .map_err(|reason| not_assigned(&name, &reason))?;
+        for family in wanted.config.families() {
+            let (Some(space), Some(half)) = (wanted.config.space(family), subnet.of(family)) else {
+                continue;
+            };
+            if !space.network.contains(&half) {
+                return Err(AcquireError::Registry(RegistryError::Refused {
+                    endpoint: format!("Node {name}"),
+                    call: "podCIDR",
+                    reason: format!("{half} is not inside the network {}", space.network),
+                }));
+            }
+        }
+        let own = node.lease(wanted.config).ok().flatten();
+        let before = own.filter(|own| own.subnet == subnet).map(|own| own.attributes);
+        let attributes = (wanted.attributes)(&subnet, before.as_ref());
+        self.annotate(&node, &attributes).await?;
+        Ok(Held {
+            lease: Lease {
+                subnet,
+                attributes,
+                created: node.created,
+            },
+            expires: None,
+            reused: before.is_some(),
+            also_ours: Vec::new(),
+        })
+    }
+}
+
+/// Kubernetes has not given the node what it needs.
+fn not_assigned(name: &str, reason: &str) -> RegistryError {
+    RegistryError::NotFound {
+        what: "subnet of this node",
+        place: format!(
+            "Node {name}: {reason} (is the controller manager run with --allocate-node-cidrs, and is its --cluster-cidr not used up?)"
+        ),
+    }
+}
+
+fn read_config(path: &Path) -> Result<Vec<u8>, RegistryError> {
+    read_regular(path, LARGEST_CONFIG).map_err(|failure| RegistryError::NotFound {
+        what: "network config",
+        place: format!("{}: {failure}", path.display()),
+    })
+}
+
+impl Registry for Kube {
+    fn network_config(&self) -> Pending<'_, Result<Vec<u8>, RegistryError>> {
+        Box::pin(async { read_config(&self.options.config) })
+    }
+
+    fn understand(&self, json: &[u8]) -> Result<NetworkConfig, ConfigError> {
+        Declared::parse(json)?.without_allocation()
+    }
+
+    fn ordered(&self) -> Pending<'_, Result<PublicIps, RegistryError>> {
+        Box::pin(async {
+            let node = self.fetch_own(&self.own_name().await?).await?;
+            let ordered = |family| node.ordered(family);
+            for (name, family) in [
+                (Name::NodePublicIp, Family::V4),
+                (Name::NodePublicIpv6, Family::V6),
+            ] {
+                if let Some(text) = node.text(name).filter(|_| ordered(family).is_none()) {
+                    warn!(
+                        "annotation {} of Node {} is {text:?}: expected an {family} address; it has no effect",
+                        self.options.prefix.key(name),
+                        node.name
+                    );
+                }
+            }
+            Ok(PublicIps {
+                v4: match ordered(Family::V4) {
+                    Some(IpAddr::V4(address)) => Some(address),
+                    _ => None,
+                },
+                v6: match ordered(Family::V6) {
+                    Some(IpAddr::V6(address)) => Some(address),
+                    _ => None,
+                },
+            })
+        })
+    }
+
+    fn acquire<'a>(&'a self, wanted: &'a Wanted<'a>) -> Pending<'a, Result<Held, AcquireError>> {
+        Box::pin(self.acquire_now(wanted))
+    }
+
+    fn keep<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        held: Held,
+        _margin: Duration,
+        report: &'a (dyn Fn(Holding) + Send + Sync),
+    ) -> Pending<'a, Over> {
+        Box::pin(keep::keep(self, wanted, held, report))
+    }
+
+    fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {
+        Box::pin(watching::watch(self, sink))
+    }
+
+    fn resume(&self, _revision: i64) {}
+
+    fn reconnect(&self) -> Pending<'_, ()> {
+        Box::pin(async {})
+    }
+
+    fn ready(&self, ready: bool) {
+        self.ready
+            .send_if_modified(|known| std::mem::replace(known, ready) != ready);
+    }
+
+    fn states(&self) -> States {
+        self.state.subscribe()
+    }
+
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
