@@ -4,7 +4,8 @@
 //! seeds with every `cargo test`.
 
 use fabric::alloc::{choose, is_compatible};
-use fabric::config::NetworkConfig;
+use fabric::annotations::{NodeObject, Prefix};
+use fabric::config::{Declared, NetworkConfig};
 use fabric::go_json::{Fields, compact};
 use fabric::lease::{Attributes, Subnet, snapshot_from};
 use fabric::object::Family;
@@ -21,6 +22,7 @@ pub type Body = fn(&[u8]);
 pub const TARGETS: &[(&str, Body)] = &[
     ("lease_key", lease_key),
     ("attributes", attributes),
+    ("node", node),
     ("go_json", go_json),
     ("config", config),
     ("subnet_env", subnet_env),
@@ -60,6 +62,35 @@ pub fn attributes(data: &[u8]) {
         for family in Family::BOTH {
             let _ = (attributes.data_of(family), attributes.public_ip_of(family));
         }
+    }
+}
+
+/// A Node is refused, or the lease it is reads back equal from what is written for it.
+pub fn node(data: &[u8]) {
+    let prefix = Prefix::parse("flannel.alpha.coreos.com").expect("a prefix");
+    let Ok(mut node) = NodeObject::read(&String::from_utf8_lossy(data), &prefix) else {
+        return;
+    };
+    let config =
+        br#"{"Network":"10.0.0.0/8","IPv6Network":"fd00::/16","EnableIPv6":true,"Backend":{"Type":"vxlan"}}"#;
+    let network = Declared::parse(config).and_then(|declared| declared.without_allocation());
+    let network = network.expect("a config");
+    let Ok(Some(lease)) = node.lease(&network) else {
+        return;
+    };
+    let overwrites = Family::BOTH.map(|family| node.overwrite(family));
+    let wanted = node.wanted(&lease.attributes);
+    let patch = node.patch(&prefix, &wanted);
+    node.annotations.extend(wanted.clone());
+    assert_eq!(node.patch(&prefix, &wanted), None);
+    if let Some(patch) = patch {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(&patch).is_ok(),
+            "{patch}"
+        );
+    }
+    if overwrites == [None, None] {
+        assert_eq!(node.lease(&network), Ok(Some(lease)));
     }
 }
 

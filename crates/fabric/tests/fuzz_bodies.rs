@@ -21,6 +21,11 @@ fn attributes_when_given_any_bytes_hold_their_promises() {
 }
 
 #[test]
+fn node_when_given_any_bytes_holds_its_promises() {
+    mutated::run(TARGETS, "node");
+}
+
+#[test]
 fn go_json_when_given_any_bytes_holds_its_promises() {
     mutated::run(TARGETS, "go_json");
 }
