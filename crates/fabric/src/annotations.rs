@@ -160,6 +160,8 @@ pub struct NodeObject {
     pub name: String,
     /// `metadata.uid`: another one makes it another node of the same name.
     pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: String,
     /// `metadata.creationTimestamp`, seconds since 1970; where leases overlap the older node's wins.
     pub created: i64,
     /// Its annotations, flannel's only.
@@ -183,6 +185,8 @@ struct Metadata<'a> {
     name: String,
     #[serde(default)]
     uid: String,
+    #[serde(default)]
+    resource_version: String,
     #[serde(default)]
     creation_timestamp: Option<String>,
     #[serde(borrow, default)]
@@ -224,6 +228,7 @@ impl NodeObject {
         Ok(NodeObject {
             name: metadata.name,
             uid: metadata.uid,
+            version: metadata.resource_version,
             created: metadata
                 .creation_timestamp
                 .as_deref()
@@ -366,8 +371,13 @@ impl NodeObject {
             if data.is_none() && other.is_some() {
                 continue;
             }
-            let public = self.overwrite(family).unwrap_or(own);
-            wanted.insert(Name::public(family), public.to_string());
+            // As the operator wrote it.
+            let overwrite = self.text(Name::overwrite(family));
+            let public = match overwrite.filter(|_| self.overwrite(family).is_some()) {
+                Some(text) => text.to_owned(),
+                None => own.to_string(),
+            };
+            wanted.insert(Name::public(family), public);
             wanted.insert(Name::data(family), data.unwrap_or("null").to_owned());
         }
         wanted
@@ -465,6 +475,9 @@ fn seconds(text: &str) -> Option<i64> {
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
     let mut time = time.split('.').next()?.split(':').map(number);
     let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
+    if !(0..24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
+        return None;
+    }
     if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }

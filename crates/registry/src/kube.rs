@@ -15,19 +15,20 @@ use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fabric::alloc::PublicIps;
 use fabric::annotations::{Name, NodeObject, Prefix};
 use fabric::config::{ConfigError, Declared, NetworkConfig};
+use fabric::go_json::shorten;
 use fabric::lease::{Attributes, Lease, Update};
 use fabric::object::Family;
 use tokio::sync::watch;
 use tracing::warn;
 
-pub use self::server::{Access, AccessError, check_url};
+pub use self::server::{Access, AccessError, check_url, without_userinfo};
 
 use self::connection::{Connection, Failed};
 use self::nodes::Nodes;
@@ -98,6 +99,8 @@ pub struct Kube {
     /// The data path is as it should be.
     ready: watch::Sender<bool>,
     nodes: Mutex<Nodes>,
+    /// How far the store had come, as far as this node has heard, in this process or before.
+    known: AtomicI64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,6 +132,7 @@ impl Kube {
             own: watch::channel(Own::default()).0,
             ready: watch::channel(false).0,
             nodes: Mutex::new(Nodes::default()),
+            known: AtomicI64::new(0),
         }
     }
 
@@ -152,17 +156,19 @@ impl Kube {
     }
 
     fn unreachable(&self, error: String) -> RegistryError {
-        self.note_failure(&error, true);
+        self.note_failure(&error);
         RegistryError::Unreachable(error)
     }
 
     /// What a call came to, for whoever asked, with the state of the connection noted.
     fn failed(&self, call: &'static str, failed: Failed, url: &str) -> RegistryError {
         match failed {
-            Failed::Unanswered(reason) => self.unreachable(format!("{url}: {call}: {reason}")),
+            Failed::Unanswered(reason) | Failed::Odd(reason) => {
+                self.unreachable(format!("{url}: {call}: {reason}"))
+            }
             Failed::Status { code, message } => {
                 let reason = format!("{code}: {message}");
-                self.note_failure(&format!("{url} refuses {call}: {reason}"), false);
+                self.note_failure(&format!("{url} refuses {call}: {reason}"));
                 RegistryError::Refused {
                     endpoint: url.to_owned(),
                     call,
@@ -172,14 +178,19 @@ impl Kube {
         }
     }
 
-    fn note_failure(&self, error: &str, is_away: bool) {
+    /// Nodes are not followed for now.
+    fn note_away(&self) {
         self.state.send_modify(|state| {
-            if is_away {
-                if state.endpoint.take().is_some() {
-                    state.since = Some(SystemTime::now());
-                }
-                state.watching = false;
+            if state.endpoint.take().is_some() {
+                state.since = Some(SystemTime::now());
             }
+            state.watching = false;
+        });
+    }
+
+    /// INVARIANT: says nothing about the watch, which has a connection of its own.
+    fn note_failure(&self, error: &str) {
+        self.state.send_modify(|state| {
             state.last_failure = Some(Failure {
                 at: SystemTime::now(),
                 error: error.to_owned(),
@@ -257,6 +268,29 @@ impl Kube {
         }
     }
 
+    fn warn_of_overwrites(&self, node: &NodeObject) {
+        for (name, family) in [
+            (Name::PublicIpOverwrite, Family::V4),
+            (Name::PublicIpv6Overwrite, Family::V6),
+        ] {
+            if node.overwrite(family).is_none() {
+                self.warn_of(node, name, family);
+            }
+        }
+    }
+
+    /// Names an annotation of an operator's that is set and is no address.
+    fn warn_of(&self, node: &NodeObject, name: Name, family: Family) {
+        if let Some(text) = node.text(name) {
+            let key = self.options.prefix.key(name);
+            warn!(
+                "annotation {key} of Node {} is {:?}: expected an {family} address; it has no effect",
+                node.name,
+                shorten(text)
+            );
+        }
+    }
+
     /// Notes how far the store has come: whoever knew more of it than there is knows that it went back.
     async fn note_newest(&self) -> Result<(), RegistryError> {
         let mut connection = self.connect().await?;
@@ -285,6 +319,8 @@ impl Kube {
 
     async fn acquire_now(&self, wanted: &Wanted<'_>) -> Result<Held, AcquireError> {
         self.network.send_replace(Some(wanted.config.clone()));
+        // What is ready was so with another lease.
+        self.ready.send_replace(false);
         let name = self.own_name().await?;
         self.note_newest().await?;
         let node = self.fetch_own(&name).await?;
@@ -306,6 +342,7 @@ impl Kube {
         let own = node.lease(wanted.config).ok().flatten();
         let before = own.filter(|own| own.subnet == subnet).map(|own| own.attributes);
         let attributes = (wanted.attributes)(&subnet, before.as_ref());
+        self.warn_of_overwrites(&node);
         self.annotate(&node, &attributes).await?;
         Ok(Held {
             lease: Lease {
@@ -354,12 +391,8 @@ impl Registry for Kube {
                 (Name::NodePublicIp, Family::V4),
                 (Name::NodePublicIpv6, Family::V6),
             ] {
-                if let Some(text) = node.text(name).filter(|_| ordered(family).is_none()) {
-                    warn!(
-                        "annotation {} of Node {} is {text:?}: expected an {family} address; it has no effect",
-                        self.options.prefix.key(name),
-                        node.name
-                    );
+                if ordered(family).is_none() {
+                    self.warn_of(&node, name, family);
                 }
             }
             Ok(PublicIps {
@@ -393,7 +426,12 @@ impl Registry for Kube {
         Box::pin(watching::watch(self, sink))
     }
 
-    fn resume(&self, _revision: i64) {}
+    fn resume(&self, revision: i64) {
+        // Once the registry has spoken it knows better.
+        let _ = self
+            .known
+            .compare_exchange(0, revision, Ordering::Relaxed, Ordering::Relaxed);
+    }
 
     fn reconnect(&self) -> Pending<'_, ()> {
         Box::pin(async {})

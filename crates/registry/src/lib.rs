@@ -160,6 +160,15 @@ pub enum Holding {
         /// Time until the next try.
         retry_in: Duration,
     },
+    /// What the registry is to say of this node could not be written, and is tried again: peers may not find it.
+    Unwritten {
+        /// What.
+        what: &'static str,
+        /// Why.
+        error: String,
+        /// Time until the next try.
+        retry_in: Duration,
+    },
     /// The entry is gone from the registry, deleted or expired. The same subnet is asked for again at once.
     Lost,
     /// The entry is gone, and in its place stands one that came later, is no lease and may have been another node's: it is left

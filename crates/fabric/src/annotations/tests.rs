@@ -79,7 +79,7 @@ fn prefix_when_written_in_any_way_that_go_takes_then_completed_and_else_refused(
 #[test]
 fn node_when_annotated_by_go_then_read_and_what_we_would_write_is_the_same() {
     let node = node(TRACE, CIDRS);
-    assert_eq!((node.name.as_str(), node.uid.as_str()), ("n1", "u-1"));
+    assert_eq!((&*node.name, &*node.uid, &*node.version), ("n1", "u-1", "77"));
     // `date -d 2026-11-30T09:05:11Z +%s`
     assert_eq!(node.created, 1_796_029_511);
     let lease = node.lease(&dual()).unwrap().unwrap();

@@ -28,6 +28,16 @@ impl Daemon {
                     situation.lease_trouble = ended.then(|| format!("lease {subnet} has expired: {error}"));
                 });
             }
+            Holding::Unwritten {
+                what,
+                error,
+                retry_in,
+            } => {
+                let text = format!("{what} of the own Node cannot be written: {error}");
+                warn!("{text}; next try in {} s", retry_in.as_secs());
+                self.truth
+                    .update(|situation| situation.lease_trouble = Some(text));
+            }
             Holding::Lost => {
                 self.recorder.lost();
                 warn!("lease {subnet} is gone from the registry; asking for it again");

@@ -405,7 +405,7 @@ fn kube(raw: &Raw) -> Result<KubeOptions, UsageError> {
             refuse(
                 raw,
                 "kube-api-url",
-                &raw.kube_api_url,
+                &registry::kube::without_userinfo(&raw.kube_api_url),
                 "expected http:// or https:// and a host",
             )
         })?;

@@ -65,7 +65,7 @@ impl Registry for Witnessed {
                         belief.expires = *expires;
                         belief.lost = false;
                     }
-                    Holding::Failing { .. } | Holding::Repaired => {}
+                    Holding::Failing { .. } | Holding::Unwritten { .. } | Holding::Repaired => {}
                 }
                 drop(belief);
                 report(holding);

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -44,6 +46,8 @@ pub(super) type ConnectError = Box<dyn Error + Send + Sync>;
 pub(super) enum Failed {
     /// No answer, or none that can be read. Nothing is known of the call's fate.
     Unanswered(String),
+    /// What came as an answer is none.
+    Odd(String),
     /// The server says no.
     Status {
         /// HTTP's status.
@@ -87,9 +91,18 @@ impl Connection {
         let server = Server::find(access)?;
         let url = server.url();
         let opened = async {
-            let found = names::look_up(&server.host, server.port).await?;
-            let stream = bounded(CONNECT_DEADLINE, TcpStream::connect(found.as_slice())).await??;
+            let found = bounded(HANDSHAKE_DEADLINE, names::look_up(&server.host, server.port)).await??;
+            let stream = connect(&found).await?;
             stream.set_nodelay(true)?;
+            // Whoever is gone without a word is noticed within half a minute, also while nothing is being said.
+            let socket = SockRef::from(&stream);
+            socket.set_tcp_keepalive(
+                &TcpKeepalive::new()
+                    .with_time(Duration::from_secs(10))
+                    .with_interval(Duration::from_secs(5))
+                    .with_retries(3),
+            )?;
+            socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))?;
             bounded(HANDSHAKE_DEADLINE, Connection::open_over(stream, &server, sent)).await?
         };
         opened
@@ -105,7 +118,7 @@ impl Connection {
         let sender = match server.tls()? {
             Some(config) => {
                 let connector = TlsConnector::from(Arc::new(config));
-                let name = ServerName::try_from(server.host.clone())?;
+                let name = ServerName::try_from(server.name.clone())?;
                 let stream = connector
                     .connect(name, stream)
                     .await
@@ -220,6 +233,19 @@ pub(super) fn in_words(failure: &hyper::Error) -> String {
     }
 }
 
+/// To the first of the addresses that answers; each has its own time.
+async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
+    let mut failure: ConnectError = "the name has no address".into();
+    for address in addresses {
+        match bounded(CONNECT_DEADLINE, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(refused)) => failure = refused.into(),
+            Err(late) => failure = late,
+        }
+    }
+    Err(failure)
+}
+
 async fn bounded<T>(deadline: Duration, opening: impl Future<Output = T>) -> Result<T, ConnectError> {
     let opened = tokio::time::timeout(deadline, opening).await;
     opened.map_err(|_| format!("no connection within {} s", deadline.as_secs()).into())
@@ -241,7 +267,7 @@ async fn text_of(response: Response<Incoming>) -> Result<String, Failed> {
         .map_err(|failure| Failed::Unanswered(failure.to_string()))?
         .to_bytes();
     // Of one piece it is taken over as it is.
-    String::from_utf8(bytes.into()).map_err(|_| Failed::Unanswered("the answer is no text".to_owned()))
+    String::from_utf8(bytes.into()).map_err(|_| Failed::Odd("the answer is no text".to_owned()))
 }
 
 /// What a refusal says.

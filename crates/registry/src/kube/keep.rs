@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use fabric::annotations::{NodeObject, time_text};
+use fabric::annotations::{Name, NodeObject, time_text};
 use fabric::lease::Lease;
 use serde::Deserialize;
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::info;
 
 use super::{Kube, Own};
 use crate::chance::Backoff;
@@ -17,6 +18,14 @@ const CONDITION: &str = "NetworkUnavailable";
 const IS_UP: &str = "False FlannelIsUp";
 /// After so long without having had to write anything, whoever wrote over it has stopped.
 const QUIET: Duration = Duration::from_secs(60);
+/// What is merely missing is written again no sooner than this after it was written.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// What somebody writes over again and again is written at most this seldom in the end,
+const DAMPED: Duration = Duration::from_secs(20);
+/// as is what is refused.
+const REFUSED: Duration = Duration::from_secs(20);
+/// A server that is away is asked at least this often.
+const AWAY: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 struct Whole {
@@ -66,12 +75,16 @@ enum Step {
     /// Nothing, until it or our own state changes.
     Wait,
     /// Its annotations have to be written.
-    Annotate(Box<NodeObject>),
+    Annotate {
+        node: Box<NodeObject>,
+        /// Somebody wrote others in their place.
+        contested: bool,
+    },
     /// Its condition has to be set.
     SetCondition,
-    /// It is another Node by now, with another subnet, or none of its own yet.
+    /// It has another subnet by now.
     Moved(String),
-    /// There is no such Node.
+    /// There is no such Node, or it has no subnet yet.
     Gone,
 }
 
@@ -83,6 +96,10 @@ fn next_step(kube: &Kube, wanted: &Wanted<'_>, held: &Lease) -> Step {
         Own::Absent => return Step::Gone,
         Own::Present { node, condition } => (node, condition),
     };
+    if node.cidrs.is_empty() {
+        // As kubelet registers it; what it will have is not known yet.
+        return Step::Gone;
+    }
     match node.subnet(wanted.config) {
         Ok(now) if now == subnet => {}
         Ok(now) => {
@@ -92,11 +109,20 @@ fn next_step(kube: &Kube, wanted: &Wanted<'_>, held: &Lease) -> Step {
         }
         Err(reason) => return Step::Moved(format!("Node {}: {reason}", node.name)),
     }
-    if node
-        .patch(&kube.options.prefix, &node.wanted(&held.attributes))
-        .is_some()
-    {
-        return Step::Annotate(node.clone());
+    let annotations = node.wanted(&held.attributes);
+    let differs = |name: &Name, text: &String| node.annotations.get(name).map(|there| there != text);
+    let mut differing = annotations
+        .iter()
+        .filter_map(|(name, text)| match differs(name, text) {
+            Some(false) => None,
+            Some(true) => Some(true),
+            None => Some(false),
+        });
+    if let Some(first) = differing.next() {
+        return Step::Annotate {
+            node: node.clone(),
+            contested: first || differing.any(|contested| contested),
+        };
     }
     let is_up = kube.options.sets_condition && *kube.ready.borrow();
     if is_up && condition.as_deref() != Some(IS_UP) {
@@ -113,22 +139,17 @@ pub(super) async fn keep(
     report: &(dyn Fn(Holding) + Send + Sync),
 ) -> Over {
     let (mut own, mut ready) = (kube.own.subscribe(), kube.ready.subscribe());
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(20), &kube.chance);
+    let backoff = |most| Backoff::new(Duration::from_millis(100), most, &kube.chance);
+    let (mut contested, mut refused) = (backoff(DAMPED), backoff(REFUSED));
+    let mut not_before = Instant::now();
     let mut is_gone = false;
+    let mut failing = false;
     loop {
         own.mark_unchanged();
         ready.mark_unchanged();
         let step = next_step(kube, wanted, &held.lease);
-        if is_gone && !matches!(step, Step::Gone) {
-            is_gone = false;
-            if !matches!(step, Step::Moved(_)) {
-                report(Holding::Regained {
-                    created: 0,
-                    expires: None,
-                });
-            }
-        }
-        let done = match step {
+        let is_late = Instant::now() < not_before;
+        let write = match step {
             Step::Moved(why) => return Over::Moved(why),
             Step::Gone => {
                 if !std::mem::replace(&mut is_gone, true) {
@@ -136,51 +157,67 @@ pub(super) async fn keep(
                 }
                 None
             }
+            Step::Wait | Step::SetCondition if std::mem::take(&mut is_gone) => {
+                report(Holding::Regained {
+                    created: 0,
+                    expires: None,
+                });
+                continue;
+            }
             Step::Wait => None,
-            Step::Annotate(node) => Some((
-                kube.annotate(&node, &held.lease.attributes).await,
-                "what the own Node is annotated with",
-            )),
+            Step::Annotate { .. } | Step::SetCondition if is_late => None,
+            Step::Annotate {
+                node,
+                contested: by_somebody,
+            } => {
+                let written = kube.annotate(&node, &held.lease.attributes).await;
+                let pause = if by_somebody { contested.step() } else { AT_ONCE };
+                Some((written, pause, "annotations"))
+            }
             Step::SetCondition => {
                 let set = async {
                     let name = kube.own_name().await?;
-                    kube.patch_status("patch node", &name, condition_patch(SystemTime::now()))
-                        .await
+                    let body = condition_patch(SystemTime::now());
+                    kube.patch_status("patch node", &name, body).await
                 };
-                Some((set.await, "condition NetworkUnavailable of the own Node"))
+                Some((set.await, contested.step(), "condition NetworkUnavailable"))
             }
         };
-        let pause = match done {
-            None => QUIET,
-            Some((Ok(()), what)) => {
-                info!("{what}: written as it should be");
-                report(Holding::Renewed { expires: None });
-                backoff.step()
+        match write {
+            Some((Ok(()), pause, what)) => {
+                info!("{what} of the own Node: written");
+                refused.reset();
+                not_before = Instant::now() + pause;
+                if std::mem::take(&mut failing) {
+                    report(Holding::Renewed { expires: None });
+                }
+                continue;
             }
-            Some((Err(failure), what)) => {
-                let retry_in = backoff.step();
-                let error = match failure {
-                    RegistryError::Refused { .. } => format!("{what}: {failure}"),
-                    other => other.to_string(),
-                };
-                warn!("{error}");
-                report(Holding::Failing {
-                    error,
-                    expires: None,
+            Some((Err(failure), _, what)) => {
+                let retry_in = refused.step().min(match failure {
+                    RegistryError::Unreachable(_) => AWAY,
+                    _ => REFUSED,
+                });
+                not_before = Instant::now() + retry_in;
+                failing = true;
+                report(Holding::Unwritten {
+                    what,
+                    error: failure.to_string(),
                     retry_in,
                 });
-                retry_in
             }
-        };
-        // After a write there is always a pause: whoever writes against us is not answered as fast as can be.
-        if pause < QUIET {
-            tokio::time::sleep(pause).await;
-            continue;
+            None => {}
         }
+        let until = match not_before > Instant::now() {
+            true => not_before,
+            false => Instant::now() + QUIET,
+        };
         tokio::select! {
-            changed = own.changed() => drop(changed),
-            changed = ready.changed() => drop(changed),
-            () = tokio::time::sleep(QUIET) => backoff.reset(),
+            _ = own.changed() => {}
+            _ = ready.changed() => {}
+            () = tokio::time::sleep_until(until) => if until > not_before {
+                contested.reset();
+            },
         }
     }
 }

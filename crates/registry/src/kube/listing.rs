@@ -1,9 +1,11 @@
 //! All Nodes, a page at a time: each is let go of as soon as its lease is read.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use fabric::annotations::NodeObject;
 use fabric::config::NetworkConfig;
+use fabric::go_json::shorten;
 use fabric::lease::Snapshot;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -11,27 +13,44 @@ use tracing::warn;
 
 use super::connection::{Connection, Failed};
 use super::{Kube, Own, lock};
+use crate::chance::Backoff;
 
 /// Nodes of a page. A page of objects of 16 KB is held in memory whole.
 const PAGE: usize = 100;
-/// Pages of one listing, at most: a server that never comes to an end is none.
-const PAGES: usize = 10_000;
+/// Pages of one listing, at most: Kubernetes goes up to 5,000 Nodes, and a list that never comes to an end is none.
+const PAGES: usize = 1_000;
+/// How often a page is asked for again.
+const PAGE_ATTEMPTS: usize = 4;
 
 #[derive(Deserialize)]
 struct List<'a> {
     #[serde(borrow, default)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
     metadata: ListMetadata<'a>,
     #[serde(borrow, default)]
-    items: Vec<&'a RawValue>,
+    items: Option<Vec<&'a RawValue>>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ListMetadata<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     resource_version: Cow<'a, str>,
     #[serde(borrow, default, rename = "continue")]
     next: Cow<'a, str>,
+}
+
+impl<'a> List<'a> {
+    /// INVARIANT: what is no list of Nodes is none without any: all peers would be gone by it.
+    fn read(text: &'a str) -> Result<List<'a>, Failed> {
+        let odd = |reason: &dyn std::fmt::Display| Failed::Odd(format!("no list of Nodes: {reason}"));
+        let list: List<'a> = serde_json::from_str(text).map_err(|failure| odd(&failure))?;
+        if list.kind != "NodeList" || list.metadata.resource_version.is_empty() {
+            return Err(odd(&format!("its kind is {:?}", shorten(&list.kind))));
+        }
+        Ok(list)
+    }
 }
 
 /// A listing: the leases, and from where on a watch goes on.
@@ -52,11 +71,10 @@ impl Kube {
         let mut pages = Pages::default();
         let mut read = Vec::new();
         let mut own_is_there = false;
-        for _ in 0..PAGES {
-            let text = connection.get_page(&pages.path()).await?;
-            let list: List<'_> = serde_json::from_str(&text)
-                .map_err(|failure| Failed::Unanswered(format!("no list of Nodes: {failure}")))?;
-            for item in &list.items {
+        loop {
+            let text = self.page(connection, &pages.path()).await?;
+            let list = List::read(&text)?;
+            for item in list.items.iter().flatten() {
                 match NodeObject::read(item.get(), &self.options.prefix) {
                     Ok(node) if node.name == own => {
                         own_is_there = true;
@@ -68,10 +86,19 @@ impl Kube {
                     Err(reason) => warn!("a Node is passed over: {reason}"),
                 }
             }
-            pages.version = list.metadata.resource_version.into_owned();
+            if pages.version.is_empty() {
+                // Of the first page: what came after it is heard once more rather than not at all.
+                pages.version = list.metadata.resource_version.into_owned();
+            }
             pages.next = list.metadata.next.into_owned();
+            pages.read += 1;
             if pages.next.is_empty() {
                 break;
+            }
+            if pages.read == PAGES {
+                return Err(Failed::Odd(format!(
+                    "a list of Nodes that has more than {PAGES} pages"
+                )));
             }
         }
         if !own_is_there {
@@ -88,16 +115,29 @@ impl Kube {
             version: pages.version,
         })
     }
-}
 
-impl Kube {
+    /// One page. A server that has too much to do is asked for the same page again, not for all of them from the first.
+    async fn page(&self, connection: &mut Connection, path: &str) -> Result<String, Failed> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8), &self.chance);
+        for _ in 0..PAGE_ATTEMPTS {
+            match connection.get_page(path).await {
+                Err(Failed::Status { code, .. }) if is_busy(code) => tokio::time::sleep(backoff.step()).await,
+                other => return other,
+            }
+        }
+        connection.get_page(path).await
+    }
+
     /// The newest version of all: asked of the store itself, at the price of one Node.
     pub(super) async fn newest(&self, connection: &mut Connection) -> Result<i64, Failed> {
         let text = connection.get_page("/api/v1/nodes?limit=1").await?;
-        let list: List<'_> = serde_json::from_str(&text)
-            .map_err(|failure| Failed::Unanswered(format!("no list of Nodes: {failure}")))?;
-        Ok(number_of(&list.metadata.resource_version))
+        Ok(number_of(&List::read(&text)?.metadata.resource_version))
     }
+}
+
+/// Whether a server says that it has too much to do, or something behind it does.
+pub(super) fn is_busy(code: u16) -> bool {
+    code == 429 || (500..600).contains(&code)
 }
 
 /// Where a listing is.
@@ -105,6 +145,7 @@ impl Kube {
 struct Pages {
     version: String,
     next: String,
+    read: usize,
 }
 
 impl Pages {
@@ -145,6 +186,27 @@ mod tests {
         let mut path = String::new();
         percent_encode(&mut path, "aZ9-._~=/&+ é");
         assert_eq!(path, "aZ9-._~%3D%2F%26%2B%20%C3%A9");
+    }
+
+    #[test]
+    fn list_when_it_is_none_of_nodes_then_refused_and_not_taken_for_an_empty_one() {
+        let good = r#"{"kind":"NodeList","metadata":{"resourceVersion":"7"},"items":null}"#;
+        assert!(List::read(good).is_ok_and(|list| list.items.is_none()));
+        for odd in [
+            "{}",
+            "[]",
+            "",
+            r#"{"kind":"Status","metadata":{},"code":200}"#,
+            r#"{"kind":"PodList","metadata":{"resourceVersion":"7"},"items":[]}"#,
+            r#"{"kind":"NodeList","metadata":{"resourceVersion":""},"items":[]}"#,
+            r#"{"kind":"NodeList","metadata":{},"items":[]}"#,
+            r#"{"kind":"NodeList","items":[]}"#,
+        ] {
+            assert!(matches!(List::read(odd), Err(Failed::Odd(_))), "{odd}");
+        }
+        assert!(
+            [429, 500, 503, 504].into_iter().all(is_busy) && ![200, 401, 403, 410].into_iter().any(is_busy)
+        );
     }
 
     #[test]

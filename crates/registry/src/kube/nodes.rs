@@ -21,6 +21,14 @@ struct Known {
     refused: bool,
 }
 
+impl Known {
+    /// Whether a Node that cannot be read may still be what it was.
+    fn stays(&self, node: &NodeObject, network: &NetworkConfig) -> bool {
+        let subnet = self.lease.as_ref().map(|lease| lease.subnet);
+        subnet.is_some_and(|subnet| node.subnet(network).is_ok_and(|now| now == subnet))
+    }
+}
+
 /// The Nodes.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
@@ -48,7 +56,14 @@ impl Nodes {
             Ok(Some(lease)) => self.set(&node.name, Some(lease), delta),
             Ok(None) => self.set(&node.name, None, delta),
             Err(rejected) => {
-                // The lease it was stays: what cannot be read does not say that the node is gone.
+                // The lease it was stays: what cannot be read does not say that the node is gone. A subnet that is not its own any more does.
+                if !self
+                    .known
+                    .get(&node.name)
+                    .is_some_and(|known| known.stays(node, network))
+                {
+                    self.set(&node.name, None, delta);
+                }
                 self.known.entry(node.name.clone()).or_default().refused = true;
                 refuse(delta, rejected);
             }
@@ -167,7 +182,10 @@ impl Listing<'_> {
         match node.lease(network) {
             Ok(lease) => self.nodes.set(&node.name, lease, &mut ignored),
             Err(rejected) => {
-                let lease = self.before.remove(&node.name).and_then(|known| known.lease);
+                let known = self.before.remove(&node.name);
+                let lease = known
+                    .filter(|known| known.stays(node, network))
+                    .and_then(|known| known.lease);
                 self.nodes.set(&node.name, lease, &mut ignored);
                 self.nodes.known.entry(node.name.clone()).or_default().refused = true;
                 self.rejected.push(rejected);

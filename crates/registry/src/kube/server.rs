@@ -57,7 +57,7 @@ pub enum AccessError {
     /// A URL is none, or of a kind that is not served.
     #[error("API server {url:?}: expected http:// or https:// and a host")]
     Url {
-        /// It.
+        /// It, without a name and a password.
         url: String,
     },
     /// TLS cannot be set up.
@@ -70,6 +70,8 @@ pub(super) struct Server {
     is_tls: bool,
     pub(super) host: String,
     pub(super) port: u16,
+    /// What its certificate is to be for.
+    pub(super) name: String,
     /// Before every path; without a slash at its end.
     pub(super) path: String,
     /// PEM; the system's authorities where there is none.
@@ -119,6 +121,8 @@ struct Cluster {
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
     insecure_skip_tls_verify: bool,
+    tls_server_name: String,
+    proxy_url: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -134,6 +138,8 @@ struct User {
     exec: Option<serde::de::IgnoredAny>,
     #[serde(rename = "auth-provider")]
     auth_provider: Option<serde::de::IgnoredAny>,
+    username: String,
+    password: String,
 }
 
 impl Server {
@@ -148,6 +154,7 @@ impl Server {
                     is_tls: true,
                     host: host.clone(),
                     port: *port,
+                    name: host.clone(),
                     path: String::new(),
                     authorities: Some((authority.display().to_string(), read(&authority)?)),
                     client: None,
@@ -160,7 +167,9 @@ impl Server {
 
     /// Nobody's.
     fn at(url: &str) -> Result<Server, AccessError> {
-        let wrong = || AccessError::Url { url: url.to_owned() };
+        let wrong = || AccessError::Url {
+            url: without_userinfo(url),
+        };
         let (is_tls, rest) = match url.split_once("://") {
             Some(("https", rest)) => (true, rest),
             Some(("http", rest)) => (false, rest),
@@ -188,6 +197,7 @@ impl Server {
             is_tls,
             host: host.to_owned(),
             port,
+            name: host.to_owned(),
             path: path.trim_end_matches('/').to_owned(),
             authorities: None,
             client: None,
@@ -243,6 +253,14 @@ impl Server {
                 "credentials by exec or auth-provider: not supported; give a token, a tokenFile or a client certificate".to_owned(),
             ));
         }
+        if !user.username.is_empty() || !user.password.is_empty() {
+            return Err(wrong(
+                "username and password: no API server takes them any more; give a token, a tokenFile or a client certificate".to_owned(),
+            ));
+        }
+        if !cluster.proxy_url.is_empty() {
+            return Err(wrong("proxy-url: not supported".to_owned()));
+        }
         let folder = path.parent().unwrap_or(Path::new(""));
         let either = |name: &'static str,
                       data: &Option<String>,
@@ -268,8 +286,18 @@ impl Server {
             &user.client_certificate,
         )?;
         let key = either("client-key", &user.client_key_data, &user.client_key)?;
+        if certificate.is_some() != key.is_some() {
+            return Err(wrong(
+                "client-certificate and client-key: expected both or none".to_owned(),
+            ));
+        }
         let shown = path.display().to_string();
+        let at = Server::at(url.unwrap_or(&cluster.server))?;
         Ok(Server {
+            name: match cluster.tls_server_name.as_str() {
+                "" => at.name,
+                name => name.to_owned(),
+            },
             authorities: authorities.map(|pem| (shown.clone(), pem)),
             client: certificate
                 .zip(key)
@@ -278,7 +306,7 @@ impl Server {
                 (Some(file), _) => Some(read_token(&folder.join(file))?),
                 (None, token) => token.filter(|token| !token.is_empty()).map(str::to_owned),
             },
-            ..Server::at(url.unwrap_or(&cluster.server))?
+            ..at
         })
     }
 
@@ -333,6 +361,14 @@ impl Server {
             None => builder.with_no_client_auth(),
         };
         Ok(Some(config))
+    }
+}
+
+/// A URL without what is before an `@`, which may be a password.
+pub fn without_userinfo(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((_, rest)) => format!("...@{rest}"),
+        None => url.to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fabric::annotations::NodeObject;
@@ -12,18 +13,24 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Failed, Status, in_words};
 use super::keep::condition_in;
-use super::listing::number_of;
+use super::listing::{is_busy, number_of, percent_encode};
 use super::{Kube, Own, lock};
 use crate::chance::Backoff;
 
 /// The server is asked to end a watch after this time, and half as long at random: all at once would come back at once.
 const LASTS: Duration = Duration::from_secs(600);
-/// Servers speak up once a minute if only to say that nothing happened: one that has been silent for so long is not there any more.
+/// Servers with bookmarks speak up once a minute if only to say that nothing happened. One that has been silent for so long may not be
+/// there any more, and of a cluster in which nothing happens nothing is lost by asking anew.
 const SILENCE: Duration = Duration::from_secs(150);
+/// A watch that stood so long was no flapping one.
+const STOOD: Duration = Duration::from_secs(5);
+/// Nodes of a store that was restored get this long to be annotated again by their daemons before what is listed counts: until then what
+/// is known stays in force. Longer than any watch waits before it is taken up again.
+const REASSERTION: Duration = Duration::from_secs(10);
 /// Largest event, bytes: a store takes objects of a million and a half.
 const LARGEST_EVENT: usize = 16 << 20;
 /// A buffer that has grown beyond this is let go of.
@@ -38,13 +45,13 @@ struct Event<'a> {
 }
 
 #[derive(Deserialize)]
-struct Object {
-    metadata: Metadata,
+struct Bookmark {
+    metadata: BookmarkMetadata,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Metadata {
+struct BookmarkMetadata {
     #[serde(default)]
     resource_version: String,
 }
@@ -59,25 +66,53 @@ enum End {
     Broken(Failed),
 }
 
+/// How soon to ask again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Whoever was away is back, or something ended that is to go on.
+    Soon,
+    /// The server has too much to do already, or says no.
+    Later,
+}
+
+/// Where a watch goes on.
+#[derive(Default)]
+struct Place {
+    /// From this version on; none: from a listing.
+    version: Option<String>,
+    /// What came after this version could not be read.
+    stuck: Option<String>,
+}
+
 /// See [`crate::Registry::watch`].
 pub(super) async fn watch(kube: &Kube, sink: &(dyn Fn(Update) + Send + Sync)) -> Infallible {
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), &kube.chance);
+    let mut soon = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), &kube.chance);
+    let mut later = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), &kube.chance);
     let mut network = kube.network.subscribe();
-    // From where on a watch goes on; none: from a listing.
-    let mut version: Option<String> = None;
+    let mut place = Place::default();
     loop {
         let wanted = network.borrow_and_update().clone();
         let round = async {
             let Some(wanted) = &wanted else {
                 return std::future::pending().await;
             };
-            follow(kube, wanted, &mut version, sink, &mut backoff).await
+            let began = Instant::now();
+            let pace = follow(kube, wanted, &mut place, sink).await;
+            // One that ends at once, again and again, is not asked for as fast as that.
+            if began.elapsed() > STOOD {
+                soon.reset();
+                later.reset();
+            }
+            pace
         };
         tokio::select! {
             biased;
             // Another network reads other leases out of the same Nodes.
-            _ = network.changed() => version = None,
-            () = round => tokio::time::sleep(backoff.step()).await,
+            _ = network.changed() => place = Place::default(),
+            pace = round => tokio::time::sleep(match pace {
+                Pace::Soon => soon.step(),
+                Pace::Later => later.step(),
+            }).await,
         }
     }
 }
@@ -86,44 +121,37 @@ pub(super) async fn watch(kube: &Kube, sink: &(dyn Fn(Update) + Send + Sync)) ->
 async fn follow(
     kube: &Kube,
     network: &NetworkConfig,
-    version: &mut Option<String>,
+    place: &mut Place,
     sink: &(dyn Fn(Update) + Send + Sync),
-    backoff: &mut Backoff,
-) {
-    let (Ok(own), Ok(mut connection)) = (kube.own_name().await, kube.connect().await) else {
-        return;
+) -> Pace {
+    let Ok(own) = kube.own_name().await else {
+        return Pace::Soon;
+    };
+    let mut connection = match kube.connect().await {
+        Ok(connection) => connection,
+        Err(_) => {
+            kube.note_away();
+            return Pace::Soon;
+        }
     };
     let url = connection.url().to_owned();
-    let known = match version.take() {
-        Some(from) => match kube.newest(&mut connection).await {
-            // A store that was restored or exchanged would be waited for until it has come as far.
-            Ok(newest) if newest >= number_of(&from) => Some(from),
-            Ok(newest) => {
-                info!("the API server is at {newest}, before {from}: listing Nodes again");
-                None
-            }
-            Err(failed) => {
-                *version = Some(from);
-                kube.failed("list nodes", failed, &url);
-                return;
-            }
-        },
-        None => None,
-    };
-    let from = match known {
-        Some(from) => from,
-        None => match kube.list(&mut connection, network, &own).await {
-            Ok(listed) => {
-                let revision = listed.snapshot.revision;
-                kube.state.send_modify(|state| state.revision = revision);
-                sink(Update::Snapshot(listed.snapshot));
-                listed.version
-            }
-            Err(failed) => {
-                kube.failed("list nodes", failed, &url);
-                return;
-            }
-        },
+    let from = match begin(
+        kube,
+        network,
+        &own,
+        place.version.as_deref(),
+        &mut connection,
+        sink,
+    )
+    .await
+    {
+        Ok(from) => from,
+        Err(failed) => {
+            let pace = failed.pace();
+            kube.failed("list nodes", failed, &url);
+            kube.note_away();
+            return pace;
+        }
     };
     let mut follower = Follower {
         kube,
@@ -132,29 +160,80 @@ async fn follow(
         version: from,
         sink,
     };
-    let end = follower.stream(&mut connection, backoff).await;
+    let end = follower.stream(&mut connection).await;
     kube.state.send_modify(|state| state.watching = false);
+    let Follower { version, .. } = follower;
+    place.version = match &end {
+        End::Expired => None,
+        // What cannot be read comes again from where it came: the second time it is got round by a listing.
+        End::Broken(Failed::Odd(_)) if place.stuck.as_ref() == Some(&version) => None,
+        // Whatever happened meanwhile is still to be heard from there on.
+        End::Over | End::Broken(_) => Some(version.clone()),
+    };
+    place.stuck = None;
     match end {
         End::Over => {
             debug!("the watch of Nodes has had its time; it goes on");
-            *version = Some(follower.version);
+            Pace::Soon
         }
-        End::Expired => info!(
-            "the API server has forgotten what came after {}: listing Nodes again",
-            follower.version
-        ),
+        End::Expired => {
+            info!("the API server has forgotten what came after {version}: listing Nodes again");
+            Pace::Soon
+        }
         End::Broken(failed) => {
-            // Whatever happened meanwhile is still to be heard from there on.
-            *version = Some(follower.version);
+            if matches!(failed, Failed::Odd(_)) {
+                place.stuck = Some(version);
+            }
+            let pace = failed.pace();
             kube.failed("watch nodes", failed, &url);
+            kube.note_away();
+            pace
         }
     }
 }
 
-/// Whether a watch cannot go on from where it was: what came after is forgotten (410), or is not there yet (504, of servers that say
-/// so).
-fn is_expired(code: u16) -> bool {
-    matches!(code, 410 | 504)
+/// From where on to watch: from where it was, as long as the server's store is the one that was followed, and else from a listing,
+/// which is told.
+async fn begin(
+    kube: &Kube,
+    network: &NetworkConfig,
+    own: &str,
+    version: Option<&str>,
+    connection: &mut Connection,
+    sink: &(dyn Fn(Update) + Send + Sync),
+) -> Result<String, Failed> {
+    // A store that was restored or exchanged would be waited for until it has come as far.
+    let newest = kube.newest(connection).await?;
+    let known = kube.known.load(Ordering::Relaxed);
+    if newest < known {
+        warn!(
+            "the API server is at {newest}, before {known}: its store was restored or exchanged; nodes get a moment to say again what \
+             is theirs"
+        );
+        tokio::time::sleep(REASSERTION).await;
+    } else if let Some(version) = version {
+        return Ok(version.to_owned());
+    }
+    let listed = kube.list(connection, network, own).await?;
+    let revision = listed.snapshot.revision;
+    kube.known.store(revision, Ordering::Relaxed);
+    kube.state.send_modify(|state| state.revision = revision);
+    sink(Update::Snapshot(listed.snapshot));
+    Ok(listed.version)
+}
+
+impl Failed {
+    fn pace(&self) -> Pace {
+        match self {
+            Failed::Unanswered(_) | Failed::Odd(_) => Pace::Soon,
+            Failed::Status { .. } => Pace::Later,
+        }
+    }
+}
+
+/// Whether a watch cannot go on from where it was: what came after is forgotten, or is not there yet.
+fn is_expired(code: u16, message: &str) -> bool {
+    code == 410 || code == 504 && message.contains("Too large resource version")
 }
 
 struct Follower<'a> {
@@ -167,25 +246,18 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    async fn stream(&mut self, connection: &mut Connection, backoff: &mut Backoff) -> End {
+    async fn stream(&mut self, connection: &mut Connection) -> End {
         let lasts = self.kube.chance.jitter(LASTS).as_secs();
-        let path = format!(
-            "/api/v1/nodes?watch=1&allowWatchBookmarks=true&timeoutSeconds={lasts}&resourceVersion={}",
-            self.version
-        );
+        let mut path =
+            format!("/api/v1/nodes?watch=1&allowWatchBookmarks=true&timeoutSeconds={lasts}&resourceVersion=");
+        percent_encode(&mut path, &self.version);
         let body = match connection.stream(&path).await {
             Ok(body) => body,
-            Err(Failed::Status { code, .. }) if is_expired(code) => return End::Expired,
+            Err(Failed::Status { code, message }) if is_expired(code, &message) => return End::Expired,
             Err(failed) => return End::Broken(failed),
         };
         self.kube.state.send_modify(|state| state.watching = true);
-        let began = Instant::now();
-        let end = self.read(body).await;
-        // One that ends at once, again and again, is not asked for as fast as that.
-        if began.elapsed() > Duration::from_secs(5) {
-            backoff.reset();
-        }
-        end
+        self.read(body).await
     }
 
     async fn read(&mut self, mut body: Incoming) -> End {
@@ -227,7 +299,7 @@ impl Follower<'_> {
             buffer.extend_from_slice(rest);
             if buffer.len() > LARGEST_EVENT {
                 let large = format!("an event of more than {LARGEST_EVENT} bytes");
-                return End::Broken(Failed::Unanswered(large));
+                return End::Broken(Failed::Odd(large));
             }
             if buffer.is_empty() && buffer.capacity() > KEPT {
                 buffer = Vec::new();
@@ -237,7 +309,7 @@ impl Follower<'_> {
 
     /// Takes one event in; why the watch is at its end, where it is.
     fn take(&mut self, line: &[u8], delta: &mut Delta) -> Option<End> {
-        let broken = |reason: String| Some(End::Broken(Failed::Unanswered(reason)));
+        let broken = |reason: String| Some(End::Broken(Failed::Odd(reason)));
         let Ok(text) = std::str::from_utf8(line) else {
             return broken("an event that is no text".to_owned());
         };
@@ -252,15 +324,23 @@ impl Follower<'_> {
         match &*event.kind {
             "ADDED" | "MODIFIED" | "DELETED" => {}
             "BOOKMARK" => {
-                self.advance(object);
+                // An object with nothing but its version.
+                if let Ok(Bookmark { metadata }) = serde_json::from_str(object) {
+                    self.advance(metadata.resource_version);
+                }
                 return None;
             }
             "ERROR" => {
                 let status = serde_json::from_str::<Status>(object).ok();
                 return Some(match status {
-                    Some(Status { code, .. }) if is_expired(code) => End::Expired,
-                    Some(Status { code, message }) => End::Broken(Failed::Status { code, message }),
-                    None => End::Expired,
+                    Some(Status { code, message }) if is_expired(code, &message) => End::Expired,
+                    Some(Status { code, message }) if is_busy(code) => {
+                        End::Broken(Failed::Status { code, message })
+                    }
+                    Some(Status { code, message }) => {
+                        End::Broken(Failed::Odd(format!("error {code}: {message}")))
+                    }
+                    None => End::Broken(Failed::Odd("an error that cannot be read".to_owned())),
                 });
             }
             other => return broken(format!("an event of type {other:?}")),
@@ -274,10 +354,11 @@ impl Follower<'_> {
                     true => nodes.remove(&node.name, delta),
                     false => nodes.put(&node, self.network, delta),
                 }
+                drop(nodes);
+                self.advance(node.version);
             }
-            Err(reason) => tracing::warn!("a Node is passed over: {reason}"),
+            Err(reason) => warn!("a Node is passed over: {reason}"),
         }
-        self.advance(object);
         None
     }
 
@@ -293,11 +374,10 @@ impl Follower<'_> {
         }
     }
 
-    fn advance(&mut self, object: &str) {
-        if let Ok(Object { metadata }) = serde_json::from_str(object)
-            && !metadata.resource_version.is_empty()
-        {
-            self.version = metadata.resource_version;
+    fn advance(&mut self, version: String) {
+        if !version.is_empty() {
+            self.kube.known.fetch_max(number_of(&version), Ordering::Relaxed);
+            self.version = version;
         }
     }
 

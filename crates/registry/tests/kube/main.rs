@@ -396,9 +396,24 @@ async fn watch_when_it_ends_goes_on_from_where_it_was_without_a_listing() {
             .comes_to(&[OWN, B, (third, &format!("192.0.2.{third}"))])
             .await;
     }
-    // Of old versions only the bookmark is left.
-    server.bookmark();
-    until("the bookmark", || following.kube.states().borrow().watching).await;
+    // Of what is forgotten, a bookmark has said that it was nothing.
+    for _ in 0..3 {
+        following.server.touch();
+    }
+    following.server.compact();
+    following.server.bookmark();
+    until("the bookmark", || following.server.has_been_read()).await;
+    server.end_watches();
+    peer(server, "last", 9);
+    until("the last", || {
+        following
+            .heard
+            .lock()
+            .unwrap()
+            .leases
+            .contains_key("10.244.9.0-24")
+    })
+    .await;
     assert_eq!(following.heard.lock().unwrap().snapshots, 1);
 }
 
@@ -426,9 +441,70 @@ async fn watch_when_the_store_was_restored_lists_anew_instead_of_waiting() {
     server.set_up(false);
     until("the end", || !following.kube.states().borrow().watching).await;
     server.restore(5);
-    server.delete("a");
+    // As of before flannel came: nobody is annotated.
+    for name in ["own", "a", "b"] {
+        server.put(name, |node| node["metadata"]["annotations"] = Value::Null);
+    }
     server.set_up(true);
+    until("its being noticed", || {
+        server
+            .requests()
+            .iter()
+            .any(|request| request.contains("limit=1") && !request.contains("limit=100"))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(following.has(&[OWN, A, B]), "what is known stays in force");
+    peer(server, "b", 3);
+    // The own Node says again what it is as soon as it is seen; the one that does not come back is gone in the end.
     following.comes_to(&[OWN, B]).await;
+}
+
+#[tokio::test]
+async fn list_when_the_answer_is_none_then_no_peer_is_gone_by_it() {
+    let following = Following::start().await;
+    let server = &following.server;
+    following.comes_to(&[OWN, A, B]).await;
+    for odd in [
+        "{}",
+        "[]",
+        "",
+        "<html>",
+        r#"{"kind":"Status","metadata":{},"status":"Success"}"#,
+        r#"{"kind":"NodeList","metadata":{"resourceVersion":""},"items":[]}"#,
+    ] {
+        server.answer_lists_with(Some(odd));
+        server.compact();
+        server.set_up(false);
+        until("the end", || !following.kube.states().borrow().watching).await;
+        server.set_up(true);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert!(following.has(&[OWN, A, B]), "{odd}");
+    }
+    server.answer_lists_with(None);
+    server.delete("a");
+    following.comes_to(&[OWN, B]).await;
+}
+
+#[tokio::test]
+async fn list_when_the_server_is_busy_then_the_page_is_asked_for_again_and_not_all_of_them() {
+    let server = Server::start().await;
+    register(&server, "own", 1);
+    for n in 2..=150 {
+        peer(&server, &format!("node-{n:03}"), n);
+    }
+    server.refuse_once("list-more", (429, "too many requests"));
+    let following = Following::on(server).await;
+    until("150 leases", || {
+        following.heard.lock().unwrap().leases.len() == 150
+    })
+    .await;
+    let requests = following.server.requests();
+    let pages = |more: bool| {
+        let all = requests.iter().filter(|r| r.contains("limit=100"));
+        all.filter(|r| r.contains("continue") == more).count()
+    };
+    assert_eq!((pages(false), pages(true)), (1, 2));
 }
 
 #[tokio::test]
@@ -436,22 +512,41 @@ async fn watch_when_nonsense_comes_then_the_leases_stay_and_it_is_asked_for_agai
     let following = Following::start().await;
     let server = &following.server;
     following.comes_to(&[OWN, A, B]).await;
-    for nonsense in [
+    let nonsense = [
         "{\n",
         "[]\n",
         "{\"type\":\"X\",\"object\":{}}\n",
         "\u{0}\n",
-        "{\"type\":\"ERROR\",\"object\":{\"code\":500,\"message\":\"etcd\"}}\n",
+        "{\"type\":\"ERROR\",\"object\":{\"code\":400,\"message\":\"bad\"}}\n",
         "{\"type\":\"ERROR\",\"object\":7}\n",
         "{\"type\":\"ADDED\",\"object\":{\"metadata\":{}}}\n",
-    ] {
+    ];
+    for (third, text) in (4..).zip(nonsense) {
         following.watching().await;
-        server.say(nonsense);
+        server.say(text);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(following.has(&[OWN, A, B]), "{nonsense:?}");
+        let heard = following.heard.lock().unwrap().leases.clone();
+        assert!(
+            [OWN, A, B]
+                .iter()
+                .all(|(_, address)| heard.values().any(|there| there == address)),
+            "{text:?}"
+        );
+        peer(server, "c", third);
+        following
+            .comes_to(&[OWN, A, B, (third, &format!("192.0.2.{third}"))])
+            .await;
     }
     peer(server, "c", 4);
     following.comes_to(&[OWN, A, B, (4, "192.0.2.4")]).await;
+    // It went on from where it was each time; what comes again and again is got round by a listing.
+    assert_eq!(following.heard.lock().unwrap().snapshots, 1);
+    server.poison();
+    peer(server, "d", 5);
+    following
+        .comes_to(&[OWN, A, B, (4, "192.0.2.4"), (5, "192.0.2.5")])
+        .await;
+    assert_eq!(following.heard.lock().unwrap().snapshots, 2);
 }
 
 #[tokio::test]
@@ -515,9 +610,7 @@ async fn annotations_when_wiped_bent_or_overwritten_by_the_operator_are_as_they_
     .await;
     assert_eq!(*following.over.lock().unwrap(), None);
     following.reports.close();
-    while let Some(report) = following.reports.recv().await {
-        assert_eq!(report, Holding::Renewed { expires: None });
-    }
+    assert_eq!(following.reports.recv().await, None);
 }
 
 #[tokio::test]
@@ -530,6 +623,28 @@ async fn own_node_when_deleted_and_made_anew_then_annotated_again_or_the_lease_i
     until("annotations", || following.server.annotations("own").len() == 4).await;
     following.comes_to(&[OWN, A, B]).await;
     assert_eq!(*following.over.lock().unwrap(), None);
+    // As kubelet does it: without a subnet at first. Peers are followed meanwhile.
+    following.server.delete("own");
+    assert_eq!(
+        following.reports.recv().await,
+        Some(Holding::Regained {
+            created: 0,
+            expires: None
+        })
+    );
+    assert_eq!(following.reports.recv().await, Some(Holding::Lost));
+    following.server.put("own", |_| {});
+    peer(&following.server, "c", 4);
+    following.comes_to(&[A, B, (4, "192.0.2.4")]).await;
+    assert_eq!(*following.over.lock().unwrap(), None);
+    register(&following.server, "own", 1);
+    until("annotations", || following.server.annotations("own").len() == 4).await;
+    // Twenty times in a row, none of them slower than the first.
+    for _ in 0..20 {
+        following.server.delete("own");
+        register(&following.server, "own", 1);
+        until("annotations", || following.server.annotations("own").len() == 4).await;
+    }
     following.server.delete("own");
     register(&following.server, "own", 77);
     until("the end", || following.over.lock().unwrap().is_some()).await;
@@ -545,7 +660,7 @@ async fn own_node_when_deleted_and_made_anew_then_annotated_again_or_the_lease_i
 
 #[tokio::test]
 async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() {
-    let following = Following::start().await;
+    let mut following = Following::start().await;
     let condition = |following: &Following| {
         let conditions = following.server.node("own")["status"]["conditions"].clone();
         let mut all = conditions.as_array().cloned().unwrap_or_default();
@@ -565,6 +680,16 @@ async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() 
     .await;
     following.server.refuse("patch", None);
     until("the condition", || condition(&following).is_some()).await;
+    let report = following.reports.recv().await;
+    let Some(Holding::Unwritten { what, error, .. }) = report else {
+        panic!("{report:?}")
+    };
+    assert_eq!(what, "condition NetworkUnavailable");
+    assert!(
+        error.ends_with("refuses patch node: 500: etcdserver: request timed out"),
+        "{error}"
+    );
+    until("the good news", || !following.reports.is_empty()).await;
     let set = condition(&following).unwrap();
     assert_eq!(
         (&set["status"], &set["reason"]),

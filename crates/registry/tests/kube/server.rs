@@ -41,6 +41,12 @@ struct State {
     /// Answers to every request of this kind, instead of what was asked.
     refuse: BTreeMap<&'static str, (u16, &'static str)>,
     requests: Vec<String>,
+    /// What lists are answered with instead.
+    lists: Option<String>,
+    /// Refused once, by kind.
+    once: BTreeMap<&'static str, (u16, &'static str)>,
+    /// Watches from before here begin with what cannot be read.
+    poisoned: u64,
 }
 
 /// The server; gone when dropped.
@@ -142,6 +148,34 @@ impl Server {
             Some(with) => state.refuse.insert(call, with),
             None => state.refuse.remove(call),
         };
+    }
+
+    pub fn refuse_once(&self, call: &'static str, with: (u16, &'static str)) {
+        self.state().once.insert(call, with);
+    }
+
+    pub fn answer_lists_with(&self, text: Option<&str>) {
+        self.state().lists = text.map(str::to_owned);
+    }
+
+    /// Whoever watches from here or before hears something that cannot be read, every time.
+    pub fn poison(&self) {
+        let mut state = self.state();
+        state.poisoned = state.version;
+        state.say(Bytes::from("{\n"));
+    }
+
+    /// Something happens that is no Node's.
+    pub fn touch(&self) {
+        self.state().version += 1;
+    }
+
+    /// Whether all that was said is on its way.
+    pub fn has_been_read(&self) -> bool {
+        self.state()
+            .watchers
+            .iter()
+            .all(|watcher| watcher.strong_count() > 0)
     }
 
     pub fn requests(&self) -> Vec<String> {
@@ -259,6 +293,19 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         (_, "/api/v1/nodes") => "list",
         _ => "get",
     };
+    if call == "list"
+        && let Some(text) = &state.lists
+    {
+        return Ok(Response::new(Full::new(Bytes::from(text.clone())).boxed()));
+    }
+    let once = if query.contains_key("continue") {
+        "list-more"
+    } else {
+        call
+    };
+    if let Some((code, message)) = state.once.remove(once) {
+        return Ok(status(code, message));
+    }
     if let Some((code, message)) = state.refuse.get(call) {
         return Ok(status(*code, message));
     }
@@ -314,6 +361,9 @@ fn watched(state: &mut State, query: &BTreeMap<String, String>) -> Response<Body
         let gone = json!({"kind": "Status", "status": "Failure", "message": "too old resource version", "reason": "Expired", "code": 410});
         let _ = sender.send(line("ERROR", &gone));
     } else {
+        if from <= state.poisoned {
+            let _ = sender.send(Bytes::from("{\n"));
+        }
         for event in state.history.iter().filter(|event| event.version > from) {
             let _ = sender.send(line(event.kind, &event.node));
         }

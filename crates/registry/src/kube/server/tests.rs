@@ -132,6 +132,10 @@ fn kubeconfig_when_as_kubeadm_writes_it_then_read_with_what_it_holds_or_names() 
             .client_auth_cert_resolver
             .has_certs()
     );
+    assert_eq!(server.name, "172.20.255.254");
+    let text = kubeconfig("    tls-server-name: kubernetes.default", "");
+    let named = Server::find(&written(&folder, &text)).unwrap();
+    assert_eq!(named.name, "kubernetes.default");
     // As JSON, which is YAML.
     let json = r#"{"current-context":"c","contexts":[{"name":"c","context":{"cluster":"l","user":""}}],"clusters":[{"name":"l","cluster":{"server":"http://h:1"}}]}"#;
     let server = Server::find(&written(&folder, json)).unwrap();
@@ -170,6 +174,22 @@ fn kubeconfig_when_something_is_wrong_then_the_file_and_the_key_are_named_and_no
         (
             kubeconfig("    insecure-skip-tls-verify: true", ""),
             "insecure-skip-tls-verify: not supported",
+        ),
+        (
+            kubeconfig("    proxy-url: http://u:s3cret@p", ""),
+            "proxy-url: not supported",
+        ),
+        (
+            kubeconfig("", "    username: u\n    password: s3cret"),
+            "username and password: no API server",
+        ),
+        (
+            kubeconfig("", "    client-certificate-data: eA=="),
+            "client-certificate and client-key: expected both or none",
+        ),
+        (
+            good.replace("https://172", "https://u:s3cret@172"),
+            "API server \"...@172.20.255.254:6443\": expected http",
         ),
         (
             kubeconfig("", "    exec: {command: aws}"),
