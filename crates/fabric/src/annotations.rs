@@ -16,6 +16,7 @@ use crate::config::NetworkConfig;
 use crate::go_json::{compact, parse_cidr, shorten, write_quoted};
 use crate::lease::{Attributes, LARGEST_VALUE, Lease, Rejected, Subnet};
 use crate::object::Family;
+use crate::utc;
 
 /// An annotation of flannel's, without what goes before its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -232,7 +233,7 @@ impl NodeObject {
             created: metadata
                 .creation_timestamp
                 .as_deref()
-                .and_then(seconds)
+                .and_then(utc::read)
                 .unwrap_or_default(),
             annotations,
             cidrs,
@@ -460,60 +461,6 @@ impl<'de> Visitor<'de> for OfPrefix<'_> {
         }
         Ok(found)
     }
-}
-
-/// Seconds since 1970 of a time as Kubernetes writes it: `2026-11-30T09:05:11Z` (RFC 3339, UTC, whole seconds).
-fn seconds(text: &str) -> Option<i64> {
-    let text = text.strip_suffix('Z')?;
-    let (date, time) = text.split_once('T')?;
-    let number = |text: &str| -> Option<i64> {
-        text.bytes()
-            .all(|byte| byte.is_ascii_digit())
-            .then(|| text.parse().ok())?
-    };
-    let mut date = date.split('-').map(number);
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let mut time = time.split('.').next()?.split(':').map(number);
-    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
-    if !(0..24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
-        return None;
-    }
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Years that begin in March have their leap day at the end.
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let leaps = year / 4 - year / 100 + year / 400;
-    let days = year * 365 + leaps + (month * 153 + 2) / 5 + day - 1;
-    // Days from the first of March of the year 0 to the first of January 1970.
-    Some((days - 719_468) * 86_400 + hour * 3_600 + minute * 60 + second)
-}
-
-/// A time as Kubernetes writes it.
-pub fn time_text(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400) + 719_468, seconds.rem_euclid(86_400));
-    // Of 400 years, which all have as many days; each begins in March.
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = (era * 400 + year, month);
-    let (year, month) = if month < 10 {
-        (year, month + 3)
-    } else {
-        (year + 1, month - 9)
-    };
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60
-    )
 }
 
 #[cfg(test)]

@@ -339,6 +339,31 @@ pub struct Delta {
     pub gone: Vec<String>,
 }
 
+impl Delta {
+    /// An entry is no lease: what was said of it earlier is not so any more.
+    pub fn refuse(&mut self, rejected: Rejected) {
+        self.gone.retain(|earlier| *earlier != rejected.key);
+        self.withdraw(&rejected.key);
+        self.rejected.push(rejected);
+    }
+
+    /// An entry was said to be no lease, and is not refused any longer.
+    pub fn withdraw(&mut self, name: &str) {
+        self.rejected.retain(|earlier| earlier.key != name);
+    }
+
+    /// An entry that was no lease is gone.
+    pub fn forget(&mut self, name: String) {
+        self.withdraw(&name);
+        self.gone.push(name);
+    }
+
+    /// Whether it says nothing.
+    pub fn is_nothing(&self) -> bool {
+        self.changes.is_empty() && self.rejected.is_empty() && self.gone.is_empty()
+    }
+}
+
 /// What a registry delivers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Update {

@@ -24,4 +24,5 @@ pub mod readiness;
 pub mod rules;
 pub mod status;
 pub mod subnet_env;
+pub mod utc;
 pub mod world;

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fabric::printable::Escaped;
+use fabric::utc::Seconds;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
@@ -119,43 +120,19 @@ impl fmt::Write for Escaping<'_> {
 
 /// A time as the log writes it, to the second.
 pub fn utc(time: SystemTime) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = write_time(&mut text, time);
-    if let Some(seconds) = text.find('.') {
-        text.replace_range(seconds.., "Z");
-    }
-    text
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}Z", Seconds(since.as_secs()))
 }
 
 /// RFC 3339 in UTC, with milliseconds.
 fn write_time(writer: &mut impl fmt::Write, time: SystemTime) -> fmt::Result {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = date(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let millis = since.subsec_millis();
     write!(
         writer,
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z"
+        "{}.{:03}Z",
+        Seconds(since.as_secs()),
+        since.subsec_millis()
     )
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn date(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
 /// Writes to standard error, line by line, what has to be said before, or instead of, logging; a closed one is nobody's fault
@@ -247,29 +224,6 @@ mod tests {
             let mut written = String::new();
             write_time(&mut written, UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
             assert_eq!(written, text);
-        }
-    }
-
-    /// Counted on day by day by the rules of the calendar.
-    #[test]
-    fn date_when_every_day_of_four_centuries_comes_then_each_has_its_own() {
-        let (mut year, mut month, mut day) = (1970, 1, 1);
-        for days in 0..146_097 + 366 {
-            assert_eq!(date(days), (year, month, day), "day {days}");
-            let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-            let length = match month {
-                2 if is_leap => 29,
-                2 => 28,
-                4 | 6 | 9 | 11 => 30,
-                _ => 31,
-            };
-            day += 1;
-            if day > length {
-                (day, month) = (1, month + 1);
-            }
-            if month > 12 {
-                (month, year) = (1, year + 1);
-            }
         }
     }
 

@@ -327,28 +327,23 @@ pub fn delta<H>(changes: &[(i64, Change<H>)]) -> Option<Delta> {
         match change {
             Change::Put(entry) => match Lease::read(&entry.key, &entry.value, entry.created) {
                 Ok(lease) => {
-                    delta.rejected.retain(|earlier| earlier.key != entry.key);
+                    delta.withdraw(&entry.key);
                     delta.changes.push((lease.subnet, Some(lease)));
                 }
-                Err(rejected) => refuse(&mut delta, rejected),
+                Err(rejected) => delta.refuse(rejected),
             },
             Change::Gone { key } => {
                 let name = name_of(key);
-                delta.rejected.retain(|earlier| earlier.key != name);
                 match Subnet::parse_key(key) {
-                    Ok(subnet) => delta.changes.push((subnet, None)),
-                    Err(_) => delta.gone.push(name.into_owned()),
+                    Ok(subnet) => {
+                        delta.withdraw(&name);
+                        delta.changes.push((subnet, None));
+                    }
+                    Err(_) => delta.forget(name.into_owned()),
                 }
             }
-            Change::Unclear(rejected) => refuse(&mut delta, rejected.clone()),
+            Change::Unclear(rejected) => delta.refuse(rejected.clone()),
         }
     }
-    let is_nothing = delta.changes.is_empty() && delta.rejected.is_empty() && delta.gone.is_empty();
-    (!is_nothing).then_some(delta)
-}
-
-fn refuse(delta: &mut Delta, rejected: Rejected) {
-    delta.gone.retain(|earlier| *earlier != rejected.key);
-    delta.rejected.retain(|earlier| earlier.key != rejected.key);
-    delta.rejected.push(rejected);
+    (!delta.is_nothing()).then_some(delta)
 }

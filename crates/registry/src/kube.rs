@@ -16,14 +16,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fabric::alloc::PublicIps;
 use fabric::annotations::{Name, NodeObject, Prefix};
 use fabric::config::{ConfigError, Declared, NetworkConfig};
 use fabric::go_json::shorten;
-use fabric::lease::{Attributes, Lease, Update};
+use fabric::lease::{Lease, Update};
 use fabric::object::Family;
 use tokio::sync::watch;
 use tracing::warn;
@@ -35,7 +35,7 @@ use self::nodes::Nodes;
 use crate::chance::Chance;
 use crate::file::read_regular;
 use crate::state::{Failure, State, States};
-use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Wanted};
+use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Wanted, lock};
 
 /// The network config's file is not larger, bytes.
 const LARGEST_CONFIG: u64 = 1 << 20;
@@ -101,10 +101,6 @@ pub struct Kube {
     nodes: Mutex<Nodes>,
     /// How far the store had come, as far as this node has heard, in this process or before.
     known: AtomicI64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Kube {
@@ -245,11 +241,16 @@ impl Kube {
 
     fn see_own(&self, json: &str) -> Result<NodeObject, String> {
         let node = NodeObject::read(json, &self.options.prefix)?;
+        self.note_present(&node, json);
+        Ok(node)
+    }
+
+    /// Notes the own Node, which was read from this text.
+    fn note_present(&self, node: &NodeObject, json: &str) {
         self.note_own(Own::Present {
             node: Box::new(node.clone()),
             condition: keep::condition_in(json),
         });
-        Ok(node)
     }
 
     fn note_own(&self, own: Own) {
@@ -258,14 +259,6 @@ impl Kube {
             *known = own;
             news
         });
-    }
-
-    /// Has the own Node say what it shall, where it does not.
-    async fn annotate(&self, node: &NodeObject, attributes: &Attributes) -> Result<(), RegistryError> {
-        match node.patch(&self.options.prefix, &node.wanted(attributes)) {
-            Some(body) => self.patch_status("patch node", &node.name, body).await,
-            None => Ok(()),
-        }
     }
 
     fn warn_of_overwrites(&self, node: &NodeObject) {
@@ -301,17 +294,19 @@ impl Kube {
         Ok(())
     }
 
-    /// A strategic merge patch of the Node's status, by which annotations may be written as well; notes what the Node is then.
-    async fn patch_status(&self, call: &'static str, name: &str, body: String) -> Result<(), RegistryError> {
+    /// A strategic merge patch of the own Node's status, by which annotations may be written as well; notes what the Node is then.
+    async fn patch_own(&self, body: String) -> Result<(), RegistryError> {
+        const CALL: &str = "patch node";
+        let name = self.own_name().await?;
         let mut connection = self.connect().await?;
         let url = connection.url().to_owned();
         let text = connection
             .patch(&format!("/api/v1/nodes/{name}/status"), body)
             .await
-            .map_err(|failed| self.failed(call, failed, &url))?;
+            .map_err(|failed| self.failed(CALL, failed, &url))?;
         self.see_own(&text).map_err(|reason| RegistryError::Refused {
             endpoint: url,
-            call,
+            call: CALL,
             reason,
         })?;
         Ok(())
@@ -343,7 +338,9 @@ impl Kube {
         let before = own.filter(|own| own.subnet == subnet).map(|own| own.attributes);
         let attributes = (wanted.attributes)(&subnet, before.as_ref());
         self.warn_of_overwrites(&node);
-        self.annotate(&node, &attributes).await?;
+        if let Some(body) = node.patch(&self.options.prefix, &node.wanted(&attributes)) {
+            self.patch_own(body).await?;
+        }
         Ok(Held {
             lease: Lease {
                 subnet,

@@ -5,8 +5,8 @@ mod keep;
 mod watching;
 
 use std::convert::Infallible;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::lease::{Snapshot, Subnet, Update};
@@ -15,7 +15,7 @@ use self::keep::{Follower, Sighting};
 use crate::chance::Chance;
 use crate::entries::{Entries, Handle, Mark};
 use crate::state::States;
-use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, Wanted};
+use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, Wanted, lock};
 
 /// The registry of leases that a store of entries makes.
 pub struct Leases<E: Entries> {
@@ -31,10 +31,6 @@ pub struct Leases<E: Entries> {
     kept: Mutex<Option<(Subnet, E::Handle)>>,
     /// How far the watch has come.
     followed: Mutex<Revision>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<E: Entries> Leases<E> {

@@ -20,6 +20,7 @@ mod state;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::alloc::{AllocError, PublicIps};
@@ -32,6 +33,17 @@ pub use crate::etcd3::Etcd3;
 pub use crate::kube::Kube;
 pub use crate::leases::Leases;
 pub use crate::state::{Failure, State, States};
+
+/// A watch that stood so long was no flapping one: the next break is mended without delay.
+pub(crate) const STOOD: Duration = Duration::from_secs(5);
+/// A store that went back in time (emptied, restored) gets this long to be told the leases again by their owners before what it
+/// lists counts: until then what is known stays in force. Longer than any watch waits before it lists again.
+pub(crate) const REASSERTION: Duration = Duration::from_secs(10);
+
+/// A lock whose holder panicked holds what it held.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A future of a [`Registry`]: dropping it cancels the work, at any point.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -320,35 +320,3 @@ fn patch_when_some_differ_then_holds_these_alone() {
         r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/public-ip":"192.0.2.9"}}}"#
     );
 }
-
-#[test]
-fn seconds_when_a_time_then_those_of_date_and_else_none() {
-    // As `date -u -d TIME +%s` says.
-    for (text, expected) in [
-        ("1970-01-01T00:00:00Z", 0),
-        ("1999-12-31T23:59:59Z", 946_684_799),
-        ("2000-02-29T12:00:00Z", 951_825_600),
-        ("2000-03-01T00:00:00Z", 951_868_800),
-        ("2024-02-29T23:59:59Z", 1_709_251_199),
-        ("2100-03-01T00:00:01Z", 4_107_542_401),
-        ("2026-11-30T09:05:11.123456Z", 1_796_029_511),
-    ] {
-        assert_eq!(seconds(text), Some(expected), "{text}");
-        assert_eq!(time_text(expected).get(..19), text.get(..19));
-    }
-    for days in 0..200_000 {
-        let time = days * 86_400 + days % 86_400;
-        assert_eq!(seconds(&time_text(time)), Some(time));
-    }
-    for text in [
-        "",
-        "2026-11-30",
-        "2026-11-30T09:05:11",
-        "2026-13-01T00:00:00Z",
-        "2026-00-01T00:00:00Z",
-        "-1-01-01T00:00:00Z",
-        "2026-11-30T09:05Z",
-    ] {
-        assert_eq!(seconds(text), None, "{text}");
-    }
-}

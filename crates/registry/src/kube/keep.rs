@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use fabric::annotations::{Name, NodeObject, time_text};
 use fabric::lease::Lease;
+use fabric::utc;
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::info;
@@ -63,8 +63,8 @@ pub(super) fn condition_in(json: &str) -> Option<String> {
 fn condition_patch(now: SystemTime) -> String {
     let seconds = now
         .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
-    let now = time_text(seconds);
+        .map_or(0, |since| since.as_secs());
+    let now = format!("{}Z", utc::Seconds(seconds));
     format!(
         r#"{{"status":{{"conditions":[{{"type":"{CONDITION}","status":"False","lastHeartbeatTime":"{now}","lastTransitionTime":"{now}","reason":"FlannelIsUp","message":"Flannel is running on this node"}}]}}}}"#
     )
@@ -76,7 +76,8 @@ enum Step {
     Wait,
     /// Its annotations have to be written.
     Annotate {
-        node: Box<NodeObject>,
+        /// The patch that does so.
+        body: String,
         /// Somebody wrote others in their place.
         contested: bool,
     },
@@ -110,19 +111,11 @@ fn next_step(kube: &Kube, wanted: &Wanted<'_>, held: &Lease) -> Step {
         Err(reason) => return Step::Moved(format!("Node {}: {reason}", node.name)),
     }
     let annotations = node.wanted(&held.attributes);
-    let differs = |name: &Name, text: &String| node.annotations.get(name).map(|there| there != text);
-    let mut differing = annotations
-        .iter()
-        .filter_map(|(name, text)| match differs(name, text) {
-            Some(false) => None,
-            Some(true) => Some(true),
-            None => Some(false),
-        });
-    if let Some(first) = differing.next() {
-        return Step::Annotate {
-            node: node.clone(),
-            contested: first || differing.any(|contested| contested),
-        };
+    if let Some(body) = node.patch(&kube.options.prefix, &annotations) {
+        let mut wanted = annotations.iter();
+        let contested =
+            wanted.any(|(name, text)| node.annotations.get(name).is_some_and(|there| there != text));
+        return Step::Annotate { body, contested };
     }
     let is_up = kube.options.sets_condition && *kube.ready.borrow();
     if is_up && condition.as_deref() != Some(IS_UP) {
@@ -167,20 +160,16 @@ pub(super) async fn keep(
             Step::Wait => None,
             Step::Annotate { .. } | Step::SetCondition if is_late => None,
             Step::Annotate {
-                node,
+                body,
                 contested: by_somebody,
             } => {
-                let written = kube.annotate(&node, &held.lease.attributes).await;
+                let written = kube.patch_own(body).await;
                 let pause = if by_somebody { contested.step() } else { AT_ONCE };
                 Some((written, pause, "annotations"))
             }
             Step::SetCondition => {
-                let set = async {
-                    let name = kube.own_name().await?;
-                    let body = condition_patch(SystemTime::now());
-                    kube.patch_status("patch node", &name, body).await
-                };
-                Some((set.await, contested.step(), "condition NetworkUnavailable"))
+                let written = kube.patch_own(condition_patch(SystemTime::now())).await;
+                Some((written, contested.step(), "condition NetworkUnavailable"))
             }
         };
         match write {

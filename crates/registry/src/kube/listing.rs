@@ -12,8 +12,9 @@ use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::connection::{Connection, Failed};
-use super::{Kube, Own, lock};
+use super::{Kube, Own};
 use crate::chance::Backoff;
+use crate::lock;
 
 /// Nodes of a page. A page of objects of 16 KB is held in memory whole.
 const PAGE: usize = 100;
@@ -79,7 +80,7 @@ impl Kube {
                     Ok(node) if node.name == own => {
                         own_is_there = true;
                         // What it says beside its lease is asked for by who keeps it.
-                        let _ = self.see_own(item.get());
+                        self.note_present(&node, item.get());
                         read.push(node);
                     }
                     Ok(node) => read.push(node),

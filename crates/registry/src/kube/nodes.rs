@@ -65,7 +65,7 @@ impl Nodes {
                     self.set(&node.name, None, delta);
                 }
                 self.known.entry(node.name.clone()).or_default().refused = true;
-                refuse(delta, rejected);
+                delta.refuse(rejected);
             }
         }
     }
@@ -78,7 +78,7 @@ impl Nodes {
     fn set(&mut self, name: &str, lease: Option<Lease>, delta: &mut Delta) {
         let known = self.known.entry(name.to_owned()).or_default();
         if std::mem::take(&mut known.refused) {
-            clear(delta, entry_of(name));
+            delta.forget(entry_of(name));
         }
         let before = std::mem::replace(&mut known.lease, lease.clone());
         if lease.is_none() {
@@ -113,7 +113,7 @@ impl Nodes {
             let now = self.holders_of(subnet);
             let rivals = now.get(1..).unwrap_or_default();
             for gone in earlier.iter().skip(1).filter(|name| !rivals.contains(name)) {
-                clear(delta, rival_of(gone));
+                delta.forget(rival_of(gone));
             }
         }
         for (subnet, earlier) in earlier {
@@ -125,7 +125,7 @@ impl Nodes {
             }
             for rival in now.iter().skip(1) {
                 if let Some(holder) = holder.filter(|_| now != earlier) {
-                    refuse(delta, rivalry(rival, &subnet, holder));
+                    delta.refuse(rivalry(rival, &subnet, holder));
                 }
             }
         }
@@ -154,18 +154,6 @@ fn rivalry(name: &str, subnet: &Subnet, holder: &str) -> Rejected {
         key: rival_of(name),
         reason: format!("{subnet} is also the subnet of node {holder}, which is older"),
     }
-}
-
-/// INVARIANT: what one delta says of an entry is what was said last.
-fn refuse(delta: &mut Delta, rejected: Rejected) {
-    delta.gone.retain(|earlier| *earlier != rejected.key);
-    delta.rejected.retain(|earlier| earlier.key != rejected.key);
-    delta.rejected.push(rejected);
-}
-
-fn clear(delta: &mut Delta, key: String) {
-    delta.rejected.retain(|earlier| earlier.key != key);
-    delta.gone.push(key);
 }
 
 /// A listing under way.

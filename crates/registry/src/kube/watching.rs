@@ -16,21 +16,16 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Failed, Status, in_words};
-use super::keep::condition_in;
 use super::listing::{is_busy, number_of, percent_encode};
-use super::{Kube, Own, lock};
+use super::{Kube, Own};
 use crate::chance::Backoff;
+use crate::{REASSERTION, STOOD, lock};
 
 /// The server is asked to end a watch after this time, and half as long at random: all at once would come back at once.
 const LASTS: Duration = Duration::from_secs(600);
 /// Servers with bookmarks speak up once a minute if only to say that nothing happened. One that has been silent for so long may not be
 /// there any more, and of a cluster in which nothing happens nothing is lost by asking anew.
 const SILENCE: Duration = Duration::from_secs(150);
-/// A watch that stood so long was no flapping one.
-const STOOD: Duration = Duration::from_secs(5);
-/// Nodes of a store that was restored get this long to be annotated again by their daemons before what is listed counts: until then what
-/// is known stays in force. Longer than any watch waits before it is taken up again.
-const REASSERTION: Duration = Duration::from_secs(10);
 /// Largest event, bytes: a store takes objects of a million and a half.
 const LARGEST_EVENT: usize = 16 << 20;
 /// A buffer that has grown beyond this is let go of.
@@ -348,7 +343,12 @@ impl Follower<'_> {
         match NodeObject::read(object, &self.kube.options.prefix) {
             Ok(node) => {
                 let is_gone = event.kind == "DELETED";
-                self.note_own(&node, object, is_gone);
+                if node.name == self.own {
+                    match is_gone {
+                        true => self.kube.note_own(Own::Absent),
+                        false => self.kube.note_present(&node, object),
+                    }
+                }
                 let mut nodes = lock(&self.kube.nodes);
                 match is_gone {
                     true => nodes.remove(&node.name, delta),
@@ -362,18 +362,6 @@ impl Follower<'_> {
         None
     }
 
-    fn note_own(&self, node: &NodeObject, object: &str, is_gone: bool) {
-        if node.name == self.own {
-            self.kube.note_own(match is_gone {
-                true => Own::Absent,
-                false => Own::Present {
-                    node: Box::new(node.clone()),
-                    condition: condition_in(object),
-                },
-            });
-        }
-    }
-
     fn advance(&mut self, version: String) {
         if !version.is_empty() {
             self.kube.known.fetch_max(number_of(&version), Ordering::Relaxed);
@@ -382,8 +370,7 @@ impl Follower<'_> {
     }
 
     fn tell(&self, mut delta: Delta) {
-        let is_nothing = delta.changes.is_empty() && delta.rejected.is_empty() && delta.gone.is_empty();
-        if is_nothing {
+        if delta.is_nothing() {
             return;
         }
         let number = number_of(&self.version);

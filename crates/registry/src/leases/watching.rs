@@ -10,14 +10,8 @@ use tracing::{debug, warn};
 
 use super::keep::Sighting;
 use super::{Leases, lock};
-use crate::Backoff;
 use crate::entries::{Change, End, Entries, Mark, Scope, Seen, Told, Wish, delta};
-
-/// A watch that stood so long was no flapping one: the next break is mended without delay.
-const STOOD: Duration = Duration::from_secs(5);
-/// A store that went back in time (emptied, restored) gets this long to be told the leases again by their owners before what it
-/// lists counts: until then what is known stays in force. Longer than any watch waits before it lists again.
-const REASSERTION: Duration = Duration::from_secs(10);
+use crate::{Backoff, REASSERTION, STOOD};
 
 pub(super) async fn watch<E: Entries>(
     leases: &Leases<E>,
