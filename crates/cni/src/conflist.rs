@@ -9,12 +9,10 @@
 //! since 0.7 reads; [`OFFERED`] is for hosts without thin Multus, or with a runtime as new as it: one that takes 1.1.0 asks for STATUS
 //! and GC.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use kernel::exec;
+use kernel::exec::{self, Program};
 
 use crate::call::is_plain_name;
 use crate::json;
@@ -66,10 +64,9 @@ pub fn text(name: &str, versions: &[&str]) -> Result<String, String> {
 ///
 /// It does not run, gives no answer in 10 s, or answers something else.
 pub fn versions_of(file: &Path, plugin: &str) -> Result<Vec<String>, String> {
-    let mut command = Command::new(file);
     // Some plugins insist on all of them.
-    command
-        .arg0(plugin)
+    let program = Program::at(file)
+        .called(plugin)
         .env("CNI_COMMAND", "VERSION")
         .env("CNI_CONTAINERID", "dummy")
         .env("CNI_NETNS", "dummy")
@@ -77,7 +74,7 @@ pub fn versions_of(file: &Path, plugin: &str) -> Result<Vec<String>, String> {
         .env("CNI_PATH", "dummy");
     let failed = |why: String| format!("{}: VERSION: {why}", file.display());
     let output =
-        exec::converse(&mut command, br#"{"cniVersion":"1.1.0"}"#, LIMIT).map_err(|e| failed(e.reason()))?;
+        exec::converse(&program, br#"{"cniVersion":"1.1.0"}"#, LIMIT).map_err(|e| failed(e.reason()))?;
     let answer =
         json::parse(&output.stdout).map_err(|e| failed(format!("{} and no JSON: {e}", output.ending())))?;
     let versions = answer.get("supportedVersions").and_then(|v| v.as_array());

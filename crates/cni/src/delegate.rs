@@ -2,11 +2,10 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kernel::exec::{self, ExecError, Output};
+use kernel::exec::{self, ExecError, Output, Program};
 
 use crate::call::{Call, Environment, Verb};
 use crate::failure::{Code, Failure};
@@ -75,7 +74,7 @@ pub fn find(plugin: &str, path: &str) -> Result<PathBuf, Failure> {
 /// The plugin's own error object; without one what it printed and how it ended. It is killed after a minute.
 pub fn run(plugin: &str, verb: Verb, stdin: &[u8], env: &Environment) -> Result<Vec<u8>, Failure> {
     let file = find(plugin, &env.path)?;
-    let mut command = Command::new(&file);
+    let mut program = Program::at(&file);
     // All else is inherited, unless the call is about another attachment than our own, or about one where ours is about none.
     for (name, value) in [
         ("CNI_CONTAINERID", &env.container_id),
@@ -83,11 +82,11 @@ pub fn run(plugin: &str, verb: Verb, stdin: &[u8], env: &Environment) -> Result<
         ("CNI_IFNAME", &env.ifname),
     ] {
         if std::env::var_os(name).unwrap_or_default().to_string_lossy() != *value {
-            command.env(name, value);
+            program = program.env(name, value);
         }
     }
     let left = TIME_LIMIT.min(ALL_LIMIT.saturating_sub(begun().elapsed()));
-    let output = execute(&mut command, verb, stdin, left).map_err(|e| unrunnable(&file, &e))?;
+    let output = execute(program, verb, stdin, left).map_err(|e| unrunnable(&file, &e))?;
     if output.status.success() {
         // Forwarded on success only: on failure it is part of the error.
         let said = String::from_utf8_lossy(&output.stderr);
@@ -198,8 +197,8 @@ fn explain(output: &Output) -> Failure {
     })
 }
 
-fn execute(command: &mut Command, verb: Verb, stdin: &[u8], limit: Duration) -> Result<Output, ExecError> {
-    exec::converse(command.env("CNI_COMMAND", verb.as_str()), stdin, limit)
+fn execute(program: Program, verb: Verb, stdin: &[u8], limit: Duration) -> Result<Output, ExecError> {
+    exec::converse(&program.env("CNI_COMMAND", verb.as_str()), stdin, limit)
 }
 
 #[cfg(test)]
@@ -250,7 +249,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = plugin(&folder, "exec sleep 1000");
         let limit = Duration::from_millis(50);
-        let error = execute(&mut Command::new(&file), Verb::Del, b"", limit).unwrap_err();
+        let error = execute(Program::at(&file), Verb::Del, b"", limit).unwrap_err();
         let failure = unrunnable(&file, &error);
         assert_eq!(failure.code, 11);
         assert!(
@@ -259,7 +258,7 @@ mod tests {
                 .ends_with("recorder: gave no answer within 0 s and was killed"),
             "{failure}"
         );
-        let error = exec::converse(&mut Command::new("/nonexistent/x"), b"", limit).unwrap_err();
+        let error = exec::converse(&Program::at("/nonexistent/x"), b"", limit).unwrap_err();
         assert_eq!(unrunnable(Path::new("/nonexistent/x"), &error).code, 999);
     }
 

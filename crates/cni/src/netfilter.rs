@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kernel::exec::{self, ExecError};
+use kernel::exec::{self, ExecError, Program};
 use kernel::firewall::{self, iptables};
 use kernel::lock::{self, Lock, LockError};
 
@@ -162,12 +162,11 @@ impl Firewall {
     /// Its own words and its status, and a passing one when the time is over.
     pub fn run(&self, program: &str, args: &[&str], stdin: &str) -> Result<Option<String>, FirewallError> {
         let lasting = |e: &ExecError| FirewallError::lasting(format!("{program}: {}", e.reason()));
-        let mut command = match exec::system(program) {
-            Ok(command) => command,
-            Err(_) => return Ok(None),
+        let Ok(mut call) = Program::system(program) else {
+            return Ok(None);
         };
         if let Some(running) = &self.running {
-            exec::inherit(&mut command, running);
+            call = call.inherit(running);
         }
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -176,7 +175,7 @@ impl Firewall {
                 "{program}: not run, the {spent} s of this call for the firewall being over"
             )));
         }
-        match exec::converse(command.args(args), stdin.as_bytes(), left) {
+        match exec::converse(&call.args(args), stdin.as_bytes(), left) {
             Ok(output) if output.status.success() => {
                 Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
             }

@@ -5,19 +5,22 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
-};
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
+
+mod program;
+
+use program::Child;
+pub use program::Program;
 
 /// More output than this is no listing any more; the rest is thrown away.
 const MOST_OUTPUT: usize = 64 << 20;
@@ -34,10 +37,6 @@ const DYING: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(5);
 /// Where the system's programs are, also for who was started with a `PATH` of another kind.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
-/// Variables of ours that the system's programs are given, beside [`PATH`]; a `*` stands for any end.
-const HANDED_ON: [&str; 3] = ["LD_LIBRARY_PATH", "XTABLES_*", "IPTABLES_*"];
-/// `linux/close_range.h`.
-const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2;
 const PATH: &str = "PATH";
 
 /// What a program that was run left.
@@ -159,63 +158,7 @@ fn folders(path: Option<OsString>) -> Vec<PathBuf> {
     folders
 }
 
-/// A program of the system, such as a firewall's, that is to know nothing of us: of our environment it gets where programs and
-/// libraries are, and no secret; of our descriptors none. It speaks English, so that its complaints can be understood, and ends when
-/// the thread does that has started it.
-///
-/// # Errors
-///
-/// [`ExecError::NotFound`] when it is not installed.
-pub fn system(program: &str) -> Result<Command, ExecError> {
-    let file = find(program).ok_or_else(|| ExecError::NotFound {
-        program: program.to_owned(),
-    })?;
-    let mut command = Command::new(file);
-    command.arg0(program).env_clear();
-    if let Ok(path) = std::env::join_paths(folders(std::env::var_os(PATH))) {
-        command.env(PATH, path);
-    }
-    let is_handed_on = |name: &str| {
-        HANDED_ON.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => name == *pattern,
-        })
-    };
-    command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_handed_on)));
-    command.env("LC_ALL", "C");
-    let parent = i32::try_from(std::process::id()).unwrap_or(0);
-    let stand_apart = move || {
-        // What an ancestor of ours left open over exec is closed there too. Kernels before 5.11 cannot; all of ours is so anyway.
-        // SAFETY: only marks descriptors of the child, which nobody uses between here and exec but std, whose own are marked.
-        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // Killed before that was said. A parent in another PID namespace is none that can be told (0), and not taken for gone.
-        match Pid::as_raw(rustix::process::getppid()) {
-            now if now == parent || now == 0 => Ok(()),
-            _ => Err(io::ErrorKind::Interrupted.into()),
-        }
-    };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are three system calls and no allocation (an
-    // error of a kind alone is none).
-    unsafe { command.pre_exec(stand_apart) };
-    Ok(command)
-}
-
-/// Lets a command's program inherit a descriptor, under the same number. In this process it stays closed on exec, so that no
-/// program started at the same time has it too.
-pub fn inherit(command: &mut Command, descriptor: &OwnedFd) {
-    let number = descriptor.as_raw_fd();
-    let keep = move || {
-        // SAFETY: in the child all descriptors of the parent are there until exec, this one too: the caller holds it while it runs
-        // the command. Were it not, the call would fail.
-        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
-        Ok(rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?)
-    };
-    // SAFETY: one system call, async-signal-safe, and no allocation.
-    unsafe { command.pre_exec(keep) };
-}
-
-/// Runs a program of the system to its end, whatever that is. See [`system`] for what it knows of us.
+/// Runs a program of the system to its end, whatever that is. See [`Program::system`] for what it knows of us.
 ///
 /// # Errors
 ///
@@ -227,7 +170,11 @@ pub fn run<A: AsRef<OsStr>>(
     stdin: &str,
     after: Duration,
 ) -> Result<Output, ExecError> {
-    converse(system(program)?.args(arguments), stdin.as_bytes(), after)
+    converse(
+        &Program::system(program)?.args(arguments),
+        stdin.as_bytes(),
+        after,
+    )
 }
 
 /// Runs a program of the system that must succeed; its standard output, invalid UTF-8 replaced.
@@ -260,7 +207,7 @@ pub fn read<A: AsRef<OsStr>>(
     }))
 }
 
-/// Runs a command with `stdin` as its input, in a process group of its own. `after` is for all of it: when it has passed, the whole
+/// Runs a program with `stdin` as its input, in a process group of its own. `after` is for all of it: when it has passed, the whole
 /// group is killed. A program that has ended while something it started still holds its output is done: what has come is taken,
 /// and the rest of the group killed.
 ///
@@ -268,13 +215,12 @@ pub fn read<A: AsRef<OsStr>>(
 ///
 /// [`ExecError::NotFound`] when there is no such file, [`ExecError::Timeout`] when it did not end in time, [`ExecError::Io`] when it
 /// could not be started or waited for. A failing exit status is no error.
-pub fn converse(command: &mut Command, stdin: &[u8], after: Duration) -> Result<Output, ExecError> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let name = program.rsplit('/').next().unwrap_or(&program).to_owned();
+pub fn converse(program: &Program, stdin: &[u8], after: Duration) -> Result<Output, ExecError> {
+    let name = program.name();
     let failed = ExecError::of(&name);
     bury();
     let deadline = Instant::now() + after;
-    let mut running = Running::start(command, deadline).map_err(&failed)?;
+    let mut running = Running::start(program, deadline).map_err(&failed)?;
     let heard = running.converse(stdin, deadline);
     let is_over = matches!(heard, Ok(Heard { is_over: true, .. }));
     if !is_over || matches!(heard, Ok(Heard { is_held: true, .. })) {
@@ -299,13 +245,12 @@ static DYING_YET: Mutex<VecDeque<Child>> = Mutex::new(VecDeque::new());
 /// Collects what has ended of those that were given up.
 fn bury() {
     let mut dying = DYING_YET.lock().unwrap_or_else(PoisonError::into_inner);
-    dying.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    dying.retain(|child| matches!(child.try_wait(), Ok(None)));
 }
 
 /// A child in a process group of its own.
 struct Running {
-    child: Option<Child>,
-    group: Option<Pid>,
+    child: Child,
     /// Readable at its end; kernels before 5.3 have none.
     ended: Option<OwnedFd>,
 }
@@ -321,16 +266,10 @@ struct Heard {
 }
 
 impl Running {
-    fn start(command: &mut Command, deadline: Instant) -> io::Result<Running> {
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own, so that what it started can be ended with it.
-            .process_group(0);
+    fn start(program: &Program, deadline: Instant) -> io::Result<Running> {
         let mut attempt = 1;
         let child = loop {
-            match command.spawn() {
+            match program.start() {
                 Ok(child) => break child,
                 Err(e)
                     if e.kind() == io::ErrorKind::ExecutableFileBusy
@@ -343,17 +282,15 @@ impl Running {
                 Err(e) => return Err(e),
             }
         };
-        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         Ok(Running {
-            child: Some(child),
-            group,
-            ended: group.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()),
+            ended: pidfd_open(child.pid, PidfdFlags::empty()).ok(),
+            child,
         })
     }
 
     /// Feeds stdin and collects both outputs until the program has ended or the deadline has passed.
     fn converse(&mut self, stdin: &[u8], deadline: Instant) -> io::Result<Heard> {
-        let child = self.child.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let child = &mut self.child;
         let mut input = child.stdin.take();
         let mut unsent = stdin;
         let (mut stdout, mut stderr) = (
@@ -394,12 +331,7 @@ impl Running {
 
     /// Waits for the end, for room in the input or for output, no longer than `left`; true when the program has ended. It is
     /// not collected, so that its number stays its group's.
-    fn wait(
-        &self,
-        input: &Option<std::process::ChildStdin>,
-        outputs: [&Capture; 2],
-        left: Duration,
-    ) -> io::Result<bool> {
+    fn wait(&self, input: &Option<PipeWriter>, outputs: [&Capture; 2], left: Duration) -> io::Result<bool> {
         let mut waiting = Vec::with_capacity(4);
         if let Some(ended) = &self.ended {
             waiting.push(PollFd::new(ended, PollFlags::IN));
@@ -432,29 +364,23 @@ impl Running {
 
     fn has_ended(&self) -> io::Result<bool> {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match self.group.map(|pid| waitid(WaitId::Pid(pid), look)) {
-            None => Ok(true),
-            Some(Ok(status)) => Ok(status.is_some()),
-            Some(Err(rustix::io::Errno::INTR)) => Ok(false),
-            Some(Err(e)) => Err(e.into()),
+        match waitid(WaitId::Pid(self.child.pid), look) {
+            Ok(status) => Ok(status.is_some()),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(e) => Err(e.into()),
         }
     }
 
     /// Kills the group. INVARIANT: the program has not been collected, or its number could be another group's by now.
     fn kill(&self) {
-        if let Some(group) = self.group.filter(|_| self.child.is_some()) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        let _ = kill_process_group(self.child.pid, Signal::KILL);
     }
 
     /// The status of a program that has ended or been killed; `None` when it does not end although it was killed.
-    fn collect(mut self) -> io::Result<Option<ExitStatus>> {
+    fn collect(self) -> io::Result<Option<ExitStatus>> {
         let until = Instant::now() + DYING;
-        let Some(mut child) = self.child.take() else {
-            return Ok(None);
-        };
         loop {
-            if let Some(status) = child.try_wait()? {
+            if let Some(status) = self.child.try_wait()? {
                 return Ok(Some(status));
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -462,7 +388,7 @@ impl Running {
                 DYING_YET
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .push_back(child);
+                    .push_back(self.child);
                 return Ok(None);
             }
             self.wait(&None, [&Capture::NONE, &Capture::NONE], left)?;

@@ -1,10 +1,13 @@
+use std::os::fd::AsRawFd;
+
+use super::program::above;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(300);
 
 fn shell(script: &str, stdin: &[u8], after: Duration) -> Result<Output, ExecError> {
-    converse(system("sh").unwrap().args(["-c", script]), stdin, after)
+    converse(&Program::system("sh").unwrap().args(["-c", script]), stdin, after)
 }
 
 /// A process has ended, or does before a minute is over. Whoever inherited it may take a moment to collect it.
@@ -34,7 +37,7 @@ fn read_when_the_program_fails_then_its_own_words() {
 fn run_when_there_is_no_such_program_then_named() {
     let error = run::<&str>("no-such-program", &[], "", LONG).unwrap_err();
     assert_eq!(error.to_string(), "no-such-program: not found");
-    let error = converse(&mut Command::new("/nonexistent/x"), b"", LONG).unwrap_err();
+    let error = converse(&Program::at("/nonexistent/x"), b"", LONG).unwrap_err();
     assert!(matches!(error, ExecError::NotFound { .. }), "{error}");
 }
 
@@ -79,7 +82,7 @@ fn converse_when_a_grandchild_holds_the_pipe_then_output_is_taken_and_the_grandc
 fn converse_when_a_child_has_let_go_of_the_pipes_then_it_lives_on() {
     let output = shell("sleep 1000 </dev/null >/dev/null 2>&1 & echo $!", b"", LONG).unwrap();
     let child = String::from_utf8(output.stdout).unwrap();
-    let pid = Pid::from_raw(child.trim().parse().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(child.trim().parse().unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
     assert_ends(&child);
 }
@@ -120,8 +123,8 @@ fn converse_when_it_dies_by_a_signal_then_said_so() {
 
 #[test]
 fn converse_when_the_kernel_tells_no_end_then_it_is_looked_for() {
-    let mut command = system("sh").unwrap();
-    let mut running = Running::start(command.args(["-c", "cat; exit 5"]), Instant::now() + LONG).unwrap();
+    let program = Program::system("sh").unwrap().args(["-c", "cat; exit 5"]);
+    let mut running = Running::start(&program, Instant::now() + LONG).unwrap();
     running.ended = None;
     let heard = running.converse(b"text", Instant::now() + LONG).unwrap();
     assert!(heard.is_over && !heard.is_held);
@@ -146,27 +149,132 @@ fn system_when_run_gets_no_secret_of_ours_and_speaks_english() {
 
 #[test]
 fn system_when_whoever_started_it_ends_then_it_ends_too() {
-    let start = || system("sleep").unwrap().arg("1000").spawn().unwrap();
-    let mut child = std::thread::spawn(start).join().unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    let start = || Program::system("sleep").unwrap().args(["1000"]).start().unwrap();
+    let child = std::thread::spawn(start).join().unwrap();
+    assert_eq!(ending(&child).signal(), Some(9));
+}
+
+/// Waits for a child's end.
+fn ending(child: &Child) -> ExitStatus {
+    let until = Instant::now() + LONG;
+    loop {
+        match child.try_wait().unwrap() {
+            Some(status) => return status,
+            None => assert!(Instant::now() < until, "still there"),
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 #[test]
 fn descriptors_when_not_meant_for_it_are_not_a_programs() {
-    let file = OwnedFd::from(fs::File::open("/proc/self/stat").unwrap());
-    let numbers = |command: &mut Command| -> Vec<i32> {
-        let output = converse(command.arg("/proc/self/fd"), b"", LONG).unwrap();
+    // Above those that the listing itself may open.
+    let file = fs::File::open("/proc/self/stat").unwrap();
+    let file = rustix::io::fcntl_dupfd_cloexec(&file, 100).unwrap();
+    let left_open = rustix::io::fcntl_dupfd_cloexec(&file, 200).unwrap();
+    rustix::io::fcntl_setfd(&left_open, rustix::io::FdFlags::empty()).unwrap();
+    let numbers = |program: Program| -> Vec<i32> {
+        let output = converse(&program.args(["/proc/self/fd"]), b"", LONG).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().map(|line| line.parse().unwrap()).collect()
+        let mut numbers: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers
     };
+    let system = || Program::system("ls").unwrap();
     // The fourth is the listing's own.
-    let plain = numbers(&mut system("ls").unwrap());
-    assert_eq!(plain.len(), 4, "{plain:?}");
-    assert!(plain.iter().all(|n| *n <= 3), "{plain:?}");
-    let mut command = system("ls").unwrap();
-    inherit(&mut command, &file);
-    let number = file.as_raw_fd();
-    assert!(number <= 3 || numbers(&mut command).contains(&number));
+    assert_eq!(numbers(system()), [0, 1, 2, 3]);
+    assert_eq!(numbers(system().inherit(&file)), [0, 1, 2, 3, file.as_raw_fd()]);
+    // One that is not apart has what is open over exec, as any child.
+    let plain = numbers(Program::at(find("ls").unwrap()));
+    assert!(
+        plain.contains(&left_open.as_raw_fd()) && !plain.contains(&file.as_raw_fd()),
+        "{plain:?}"
+    );
+}
+
+#[test]
+fn signals_when_blocked_or_handled_here_are_neither_there() {
+    extern "C" fn handle(_: libc::c_int) {}
+    let status = std::thread::spawn(|| {
+        // SAFETY: a handler that does nothing, for a signal nobody sends, and the mask of this thread alone.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGUSR2);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            libc::signal(libc::SIGURG, handle as *const () as libc::sighandler_t);
+        }
+        let text = read("cat", &["/proc/self/status"], "", LONG).unwrap();
+        let ours = fs::read_to_string("/proc/thread-self/status").unwrap();
+        (text, ours)
+    });
+    let (theirs, ours) = status.join().unwrap();
+    let set = |text: &str, name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let bit = |signal: libc::c_int| 1_u64 << (signal - 1);
+    assert_eq!(set(&theirs, "SigBlk:"), 0);
+    assert_eq!(set(&theirs, "SigCgt:"), 0);
+    assert_eq!(set(&theirs, "SigIgn:") & bit(libc::SIGPIPE), 0);
+    // And here all is as it was.
+    assert_eq!(set(&ours, "SigBlk:"), bit(libc::SIGUSR2));
+    assert_ne!(set(&ours, "SigCgt:") & bit(libc::SIGURG), 0);
+    assert_ne!(set(&ours, "SigIgn:") & bit(libc::SIGPIPE), 0);
+}
+
+#[test]
+fn start_when_the_file_is_no_program_or_an_argument_none_then_why_and_no_child_is_left() {
+    let errno = |program: Program| program.start().unwrap_err();
+    assert_eq!(errno(Program::at("/dev/null")).raw_os_error(), Some(libc::EACCES));
+    assert_eq!(
+        errno(Program::at("/nonexistent")).raw_os_error(),
+        Some(libc::ENOENT)
+    );
+    let program = Program::system("true").unwrap().args(["a\0b"]);
+    assert_eq!(errno(program).kind(), io::ErrorKind::InvalidInput);
+    let children = fs::read_to_string("/proc/thread-self/children").unwrap();
+    assert_eq!(children.trim(), "");
+}
+
+#[test]
+fn environment_when_a_variable_is_given_twice_then_the_last_counts_and_all_of_ours_is_there() {
+    let program = Program::at(find("env").unwrap());
+    let output = converse(&program.env("A", "1").env("A", "2"), b"", LONG).unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let those_of_a: Vec<&str> = text.lines().filter(|line| line.starts_with("A=")).collect();
+    assert_eq!(those_of_a, ["A=2"]);
+    let of_one_line = |(_, value): &(String, String)| !value.contains('\n');
+    for (name, value) in std::env::vars().filter(of_one_line) {
+        assert!(
+            text.lines().any(|line| line == format!("{name}={value}")),
+            "{name}: {text}"
+        );
+    }
+}
+
+#[test]
+fn called_when_given_is_the_name_it_knows_itself_by() {
+    let program = Program::at(find("sh").unwrap())
+        .called("name")
+        .args(["-c", "echo $0"]);
+    let output = converse(&program, b"", LONG).unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "name\n");
+}
+
+#[test]
+fn descriptor_when_it_has_a_standard_ones_number_then_it_gets_another() {
+    let null = OwnedFd::from(fs::File::open("/dev/null").unwrap());
+    let number = null.as_raw_fd();
+    assert_eq!(above(null, number).unwrap().as_raw_fd(), number);
+    let null = OwnedFd::from(fs::File::open("/dev/null").unwrap());
+    let moved = above(null, 300).unwrap();
+    assert!(moved.as_raw_fd() >= 300);
+    assert!(
+        rustix::io::fcntl_getfd(&moved)
+            .unwrap()
+            .contains(rustix::io::FdFlags::CLOEXEC)
+    );
 }
 
 #[test]
