@@ -40,6 +40,9 @@ use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError,
 /// The network config's file is not larger, bytes.
 const LARGEST_CONFIG: u64 = 1 << 20;
 
+/// How often the file is looked into.
+const CONFIG_LOOK: Duration = Duration::from_secs(1);
+
 /// Which Node object is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
@@ -421,6 +424,25 @@ impl Registry for Kube {
 
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {
         Box::pin(watching::watch(self, sink))
+    }
+
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, Infallible> {
+        Box::pin(async {
+            let mut known: Option<Result<Vec<u8>, String>> = None;
+            loop {
+                // Read whole each time: a ConfigMap's files are exchanged by way of links, and no time of theirs tells. They lie in memory.
+                let read = read_config(&self.options.config);
+                let now = read.as_ref().map_err(ToString::to_string).cloned();
+                if known.as_ref() != Some(&now) {
+                    known = Some(now);
+                    sink(read);
+                }
+                tokio::time::sleep(CONFIG_LOOK).await;
+            }
+        })
     }
 
     fn resume(&self, revision: i64) {

@@ -91,6 +91,14 @@ pub trait Registry: Send + Sync {
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync))
     -> Pending<'a, std::convert::Infallible>;
 
+    /// Tells the network config as it is, and again each time it is another, or there is none any more
+    /// ([`RegistryError::NotFound`]), within two seconds, for ever. A registry that is away says nothing. The sink is called from
+    /// within the future and must not block.
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, std::convert::Infallible>;
+
     /// Tells of the revision that this node knew before this process: a registry that is behind it has gone back. Says nothing
     /// once the registry itself has spoken.
     fn resume(&self, revision: i64);
