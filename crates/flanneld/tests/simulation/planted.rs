@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::search;
 
 /// Seeds within which each is found.
-const BOUND: u64 = 400;
+const BOUND: u64 = 3000;
 
 /// Which mistake a store makes.
 #[derive(Clone, Copy, PartialEq, Eq)]

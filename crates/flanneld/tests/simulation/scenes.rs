@@ -385,7 +385,7 @@ fn a_daemon_that_waits_for_a_subnet_takes_a_wider_range_within_two_seconds() {
         until("a subnet", Duration::from_secs(2), has_one).await;
         assert_eq!(subnet(world, 0), "10.5.1.0-24");
         assert!(
-            said_of_config(world, 0).unwrap().0.contains("SubnetMin was"),
+            said_of_config(world, 0).unwrap().0.contains("SubnetMax was"),
             "and the other names it"
         );
         rested(world).await;
