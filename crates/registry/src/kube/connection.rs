@@ -170,6 +170,13 @@ impl Connection {
         self.whole(request, DEADLINE).await
     }
 
+    /// Creates an object at a path.
+    pub(super) async fn post(&mut self, path: &str, body: String) -> Result<String, Failed> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let request = self.request(Method::POST, path, Some(JSON), Bytes::from(body))?;
+        self.whole(request, DEADLINE).await
+    }
+
     /// Begins what goes on for as long as the server likes.
     pub(super) async fn stream(&mut self, path: &str) -> Result<Incoming, Failed> {
         let request = self.request(Method::GET, path, None, Bytes::new())?;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Failed, Status, in_words};
-use super::listing::{is_busy, number_of, percent_encode};
+use super::listing::{is_busy, number_of, percent_encode, unread};
 use super::{Kube, Own};
 use crate::chance::Backoff;
 use crate::{REASSERTION, STOOD, lock};
@@ -357,7 +357,11 @@ impl Follower<'_> {
                 drop(nodes);
                 self.advance(node.version);
             }
-            Err(reason) => warn!("a Node is passed over: {reason}"),
+            Err(reason) => match unread(object, reason) {
+                Ok(unread) if event.kind == "DELETED" => lock(&self.kube.nodes).remove(&unread.name, delta),
+                Ok(unread) => lock(&self.kube.nodes).keep(unread, delta),
+                Err(reason) => warn!("a Node is passed over: {reason}"),
+            },
         }
         None
     }
@@ -373,6 +377,7 @@ impl Follower<'_> {
         if delta.is_nothing() {
             return;
         }
+        self.kube.compare_own(&self.own);
         let number = number_of(&self.version);
         delta.revision = number;
         self.kube.state.send_if_modified(|state| {

@@ -41,6 +41,8 @@ struct State {
     /// Answers to every request of this kind, instead of what was asked.
     refuse: BTreeMap<&'static str, (u16, &'static str)>,
     requests: Vec<String>,
+    /// Event objects that were created.
+    said: Vec<Value>,
     /// What lists are answered with instead.
     lists: Option<String>,
     /// Refused once, by kind.
@@ -182,6 +184,15 @@ impl Server {
         self.state().requests.clone()
     }
 
+    /// Events that were created: reason and message.
+    pub fn said(&self) -> Vec<(String, String)> {
+        let state = self.state();
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
+        let said = state.said.iter();
+        said.map(|event| (text(event, "reason"), text(event, "message")))
+            .collect()
+    }
+
     pub fn add_pod(&self, path: &str, node: &str) {
         let pod = json!({"kind": "Pod", "spec": {"nodeName": node}});
         self.state().pods.insert(path.to_owned(), pod);
@@ -289,6 +300,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     state.requests.push(format!("{} {}", parts.method, parts.uri));
     let call = match (&parts.method, path.as_str()) {
         (&Method::PATCH, _) => "patch",
+        (&Method::POST, "/api/v1/namespaces/default/events") => "event",
         (_, "/api/v1/nodes") if query.contains_key("watch") => "watch",
         (_, "/api/v1/nodes") => "list",
         _ => "get",
@@ -310,6 +322,11 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         return Ok(status(*code, message));
     }
     Ok(match call {
+        "event" => {
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            state.said.push(event.clone());
+            whole(201, &event)
+        }
         "list" => list(&state, &query),
         "watch" => watched(&mut state, &query),
         "patch" => {
