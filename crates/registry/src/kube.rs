@@ -39,7 +39,7 @@ use self::nodes::Nodes;
 use crate::chance::Chance;
 use crate::file::read_regular;
 use crate::state::{Failure, State, States};
-use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Wanted, lock};
+use crate::{AcquireError, DataPath, Held, Holding, Over, Pending, Registry, RegistryError, Wanted, lock};
 
 /// The network config's file is not larger, bytes.
 const LARGEST_CONFIG: u64 = 1 << 20;
@@ -116,8 +116,8 @@ pub struct Kube {
     /// What the lease was acquired for: by it nodes are read.
     network: watch::Sender<Option<NetworkConfig>>,
     own: watch::Sender<Own>,
-    /// The data path is as it should be.
-    ready: watch::Sender<bool>,
+    /// How the data path stands, and since when.
+    data_path: watch::Sender<(DataPath, Instant)>,
     nodes: Mutex<Nodes>,
     /// What is wrong with the own Node, and what was said of it.
     alarms: watch::Sender<Alarms>,
@@ -151,7 +151,7 @@ impl Kube {
             name: Mutex::new(name),
             network: watch::channel(None).0,
             own: watch::channel(Own::default()).0,
-            ready: watch::channel(false).0,
+            data_path: watch::channel((DataPath::Unknown, Instant::now())).0,
             nodes: Mutex::new(Nodes::default()),
             alarms: watch::channel(Alarms::default()).0,
             said: Mutex::default(),
@@ -380,7 +380,7 @@ impl Kube {
     async fn acquire_now(&self, wanted: &Wanted<'_>) -> Result<Held, AcquireError> {
         self.network.send_replace(Some(wanted.config.clone()));
         // What is ready was so with another lease.
-        self.ready.send_replace(false);
+        self.note(DataPath::Unknown);
         let name = self.own_name().await?;
         self.note_newest().await?;
         let node = self.fetch_own(&name).await?;
@@ -524,9 +524,15 @@ impl Registry for Kube {
         Box::pin(async {})
     }
 
-    fn ready(&self, ready: bool) {
-        self.ready
-            .send_if_modified(|known| std::mem::replace(known, ready) != ready);
+    fn note(&self, data_path: DataPath) {
+        self.data_path.send_if_modified(|(known, since)| {
+            let is_other = std::mem::discriminant(known) != std::mem::discriminant(&data_path);
+            if is_other {
+                *since = Instant::now();
+            }
+            *known = data_path;
+            is_other
+        });
     }
 
     fn states(&self) -> States {

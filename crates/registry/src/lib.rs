@@ -107,9 +107,9 @@ pub trait Registry: Send + Sync {
     /// connection, instead of waiting for answers that cannot come any more.
     fn reconnect(&self) -> Pending<'_, ()>;
 
-    /// Tells whether the data path is as it should be, for registries that others ask for that.
-    fn ready(&self, ready: bool) {
-        let _ = ready;
+    /// Tells how the data path of this node stands, for registries that others ask for that.
+    fn note(&self, data_path: DataPath) {
+        let _ = data_path;
     }
 
     /// The state of the connection, and its changes.
@@ -117,6 +117,18 @@ pub trait Registry: Send + Sync {
 
     /// Requests sent since start, a stream counting as one.
     fn requests(&self) -> u64;
+}
+
+/// How the data path of this node stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DataPath {
+    /// It is being set up, or held back, or goes by what may be history: nothing to be said of it.
+    #[default]
+    Unknown,
+    /// It is as it should be.
+    Stands,
+    /// It is not, for this reason.
+    Broken(String),
 }
 
 /// A point in the history of what answers for a registry.

@@ -14,7 +14,7 @@ use fabric::annotations::Prefix;
 use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Update};
 use registry::kube::{Access, Identity, Options};
-use registry::{AcquireError, Chance, Held, Holding, Kube, Over, Registry, RegistryError, Wanted};
+use registry::{AcquireError, Chance, DataPath, Held, Holding, Kube, Over, Registry, RegistryError, Wanted};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -807,7 +807,7 @@ async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() 
     following
         .server
         .refuse("patch", Some((500, "etcdserver: request timed out")));
-    following.kube.ready(true);
+    following.kube.note(DataPath::Stands);
     until("the failure", || {
         following.kube.states().borrow().last_failure.is_some()
     })
@@ -844,6 +844,24 @@ async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() 
         condition(&following).is_some_and(|condition| condition["status"] == "False")
     })
     .await;
+    // What has not stood for a minute is told, with the reason, and taken back when it stands.
+    following
+        .kube
+        .note(DataPath::Broken("link flannel.1: \"foreign\"".to_owned()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(condition(&following).unwrap()["status"], "False", "not at once");
+    tokio::time::pause();
+    let down = || condition(&following).is_some_and(|condition| condition["status"] == "True");
+    for _ in 0..70 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    tokio::time::resume();
+    until("the condition", down).await;
+    let set = condition(&following).unwrap();
+    assert_eq!(set["reason"], "FlannelIsDown");
+    assert_eq!(set["message"], "link flannel.1: \"foreign\"");
+    following.kube.note(DataPath::Stands);
+    until("the condition", || !down()).await;
 }
 
 #[tokio::test]
