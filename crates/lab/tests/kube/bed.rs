@@ -15,9 +15,9 @@ use crate::peer::Peer;
 use crate::pings::Pings;
 
 /// What is aimed at, from the API server's answer to the kernel.
-const AIM: Duration = Duration::from_secs(1);
-/// What fails: the machine is shared.
-const GATE: Duration = Duration::from_secs(5);
+pub const AIM: Duration = Duration::from_secs(1);
+/// What fails is that and this: the machine is shared.
+const SHARED: Duration = Duration::from_secs(4);
 /// What is waited for before a row fails.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How many hosts: the last is the one whose own Node is worked on.
@@ -115,14 +115,14 @@ impl Bed {
 
     /// One row: something is done, from whose end the time is taken until both kernels are as they have to be.
     pub fn row(&mut self, name: &str, deed: impl FnOnce(&mut Bed)) {
-        self.row_until(name, GATE, deed, Bed::follow);
+        self.row_until(name, AIM, deed, Bed::follow);
     }
 
-    /// As [`Bed::row`], until something else is so, and within another time.
+    /// As [`Bed::row`], until something else is so, with another aim.
     pub fn row_until(
         &mut self,
         name: &str,
-        gate: Duration,
+        aim: Duration,
         deed: impl FnOnce(&mut Bed),
         until: impl FnOnce(&Bed) -> Result<(), String>,
     ) {
@@ -131,12 +131,14 @@ impl Bed {
         let done = Instant::now();
         let result = until(self);
         let took = done.elapsed();
-        let aim = gate.min(AIM);
-        let note = if took > aim { "  (aimed at 1 s)" } else { "" };
-        self.say(&format!("{name:<78} {:>7.3} s{note}", took.as_secs_f64()));
+        let note = match took > aim {
+            true => format!("  (aimed at {} s)", aim.as_secs()),
+            false => String::new(),
+        };
+        self.say(&format!("{name:<88} {:>7.3} s{note}", took.as_secs_f64()));
         if let Err(problem) = result {
             self.fail(format!("{name}: {problem}"));
-        } else if took > gate {
+        } else if took > aim + SHARED {
             self.fail(format!("{name}: only after {took:?}"));
         }
         for (index, daemon) in self.rig.daemons.iter_mut().enumerate() {

@@ -8,14 +8,18 @@ use serde_json::{Value, json};
 
 use crate::peer::data;
 
+/// All at once: each waits most of the time, for the controller manager to begin.
 pub fn each() {
-    for (families, backend) in [
-        (Families::V4, json!({ "Type": "host-gw" })),
+    let cases = [
         (Families::V4, json!({ "Type": "vxlan" })),
         (Families::V6, json!({ "Type": "vxlan" })),
-    ] {
-        one(families, &backend);
-    }
+        (Families::Both, json!({ "Type": "host-gw" })),
+    ];
+    std::thread::scope(|scope| {
+        for (families, backend) in &cases {
+            scope.spawn(move || one(*families, backend));
+        }
+    });
 }
 
 fn one(families: Families, backend: &Value) {
@@ -32,15 +36,18 @@ fn one(families: Families, backend: &Value) {
         ("backend-type", kind.to_owned()),
         ("kube-subnet-manager", "true".to_owned()),
     ];
-    match (kind, families) {
-        ("host-gw", _) => expected.push(("backend-data", "null".to_owned())),
-        (_, Families::V4) => expected.push(("backend-data", data(&mac("flannel.1")))),
-        _ => expected.push(("backend-v6-data", data(&mac("flannel-v6.1")))),
-    }
-    let of_family = |family: u8| rig.lab.spec.host_address(1, family).to_string();
-    match families {
-        Families::V6 => expected.push(("public-ipv6", of_family(6))),
-        _ => expected.push(("public-ip", of_family(4))),
+    for family in families.each() {
+        let (key, device, address) = match family {
+            4 => ("backend-data", "flannel.1", "public-ip"),
+            _ => ("backend-v6-data", "flannel-v6.1", "public-ipv6"),
+        };
+        let published = if kind == "vxlan" {
+            data(&mac(device))
+        } else {
+            "null".to_owned()
+        };
+        expected.push((key, published));
+        expected.push((address, rig.lab.spec.host_address(1, family).to_string()));
     }
     expected.sort();
     let name = format!("annotations of a node of a cluster of family {families} with {kind}");

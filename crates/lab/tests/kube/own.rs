@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::bed::{Bed, HOSTS, peer_of};
+use crate::bed::{AIM, Bed, HOSTS, peer_of};
 
-const GATE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(20);
 /// The last host's: the others' pods are pinging.
 const OWN: &str = "h3";
@@ -21,7 +20,7 @@ pub fn rows(bed: &mut Bed) {
 fn annotations(bed: &mut Bed) {
     bed.row_until(
         "annotations of every host are those of Go flannel, byte for byte",
-        GATE,
+        AIM,
         |_| {},
         |bed| (1..=HOSTS).try_for_each(|host| annotated(bed, host)),
     );
@@ -30,7 +29,7 @@ fn annotations(bed: &mut Bed) {
     let own_again = |bed: &Bed| annotated(bed, HOSTS).and_then(|()| bed.follow());
     bed.row_until(
         "the own Node's annotations are wiped: put back, and peers have it again",
-        GATE,
+        AIM,
         |bed| bed.cluster().annotate(OWN, &none).unwrap(),
         own_again,
     );
@@ -41,7 +40,7 @@ fn annotations(bed: &mut Bed) {
     ] {
         bed.row_until(
             &format!("    its {key} alone is changed to {other}"),
-            GATE,
+            AIM,
             |bed| bed.cluster().annotate(OWN, &[(key, Some(other))]).unwrap(),
             own_again,
         );
@@ -56,7 +55,7 @@ fn condition(bed: &mut Bed) {
     ] {
         bed.row_until(
             name,
-            GATE,
+            AIM,
             |bed| {
                 let condition =
                     json!({ "type": "NetworkUnavailable", "status": status, "reason": "Somebody" });
@@ -75,7 +74,7 @@ fn registered_again(bed: &mut Bed) {
     let same = bed.hosts[HOSTS - 1].subnets.clone();
     bed.row_until(
         "the own Node is deleted and registered again with its podCIDRs",
-        GATE,
+        AIM,
         |bed| {
             bed.cluster().delete_node(OWN).unwrap();
             bed.cluster().register(HOSTS, &same).unwrap();
@@ -84,7 +83,7 @@ fn registered_again(bed: &mut Bed) {
     );
     bed.row_until(
         "    and with others, which the cluster gives (from when it has)",
-        GATE,
+        AIM,
         |bed| {
             bed.cluster().delete_node(OWN).unwrap();
             bed.cluster().register(HOSTS, &[]).unwrap();

@@ -8,8 +8,8 @@ use lab::store::Kind;
 use crate::bed::{Bed, difference, seen};
 use crate::peer::{Peer, data};
 
-/// From when it is back: 3 s are aimed at, since not all may come at once.
-const GATE: Duration = Duration::from_secs(6);
+/// From when it is back: not all of a cluster may come at once.
+const AIM: Duration = Duration::from_secs(3);
 /// How long it is away.
 const AWAY: Duration = Duration::from_secs(5);
 
@@ -40,7 +40,7 @@ pub fn rows(bed: &mut Bed) {
     etcd(bed, &changes);
     bed.row_until(
         "the API server answers again: one Node is gone meanwhile and one there",
-        GATE,
+        AIM,
         |bed| {
             bed.cluster().release().unwrap();
             bed.forget(&a);
@@ -54,7 +54,7 @@ pub fn rows(bed: &mut Bed) {
     etcd(bed, &format!("etcdctl del {key}/peer-b"));
     bed.row_until(
         "the API server is back (from when it is ready): one Node is gone meanwhile",
-        GATE,
+        AIM,
         |bed| {
             bed.rig.store = bed.rig.lab.start_store(Kind::Kube).unwrap();
             bed.forget(&b);
@@ -100,7 +100,7 @@ fn stands(bed: &mut Bed, name: &str) {
 fn own_word(bed: &mut Bed) {
     bed.row_until(
         "every daemon calls itself ready",
-        GATE,
+        AIM,
         |_| {},
         |bed| {
             for host in bed.rig.lab.hosts() {
