@@ -147,7 +147,7 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "kube",
         about: "a real API server: every change of a Node, the own one's too, and how soon it is followed",
-        arguments: &["--workspace", "--test", "kube"],
+        arguments: &["--workspace", "--test", "kube_cluster"],
         shown: true,
     },
 ];

@@ -89,21 +89,21 @@ impl Bed {
     /// # Errors
     /// What the first one that does not has too much (+) and too little (-).
     pub fn follow(&self) -> Result<(), String> {
-        let start = Instant::now();
-        for host in [1, 2] {
-            let expected = self.expected(host);
-            loop {
-                let now = seen(self.rig.lab.host(host)).unwrap();
-                if now == expected {
-                    break;
-                }
-                if start.elapsed() > LIMIT {
-                    return Err(format!("h{host}:\n{}", difference(&now, &expected)));
-                }
-                std::thread::sleep(Duration::from_millis(2));
+        self.follow_on(1)?;
+        self.follow_on(2)
+    }
+
+    /// As [`Bed::follow`], for one host.
+    pub fn follow_on(&self, host: usize) -> Result<(), String> {
+        let expected = self.expected(host);
+        until(&format!("h{host}"), || {
+            let now = seen(self.rig.lab.host(host)).unwrap();
+            if now == expected {
+                Ok(())
+            } else {
+                Err(difference(&now, &expected))
             }
-        }
-        Ok(())
+        })
     }
 
     /// As [`Bed::follow`], where nothing else makes sense.
@@ -223,6 +223,20 @@ impl Bed {
             self.failures.join("\n"),
             self.logs()
         );
+    }
+}
+
+/// Asks until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    let start = Instant::now();
+    loop {
+        let Err(problem) = is_so() else {
+            return Ok(());
+        };
+        if start.elapsed() > LIMIT {
+            return Err(format!("{what}: {problem}"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -1,12 +1,9 @@
 //! What can happen to a daemon's own Node. Go flannel writes it once, at its start.
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 
-use crate::bed::{AIM, Bed, HOSTS, peer_of};
+use crate::bed::{AIM, Bed, HOSTS, peer_of, until};
 
-const LIMIT: Duration = Duration::from_secs(20);
 /// The last host's: the others' pods are pinging.
 const OWN: &str = "h3";
 
@@ -146,17 +143,4 @@ fn available(bed: &Bed) -> Result<(), String> {
             other => Err(format!("{other:?}")),
         }
     })
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
-    let start = Instant::now();
-    loop {
-        let Err(problem) = is_so() else {
-            return Ok(());
-        };
-        if start.elapsed() > LIMIT {
-            return Err(format!("{what}: {problem}"));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use lab::store::Kind;
 
-use crate::bed::{Bed, difference, seen};
+use crate::bed::{Bed, HOSTS, difference, seen, until};
 use crate::peer::{Peer, data};
 
 /// From when it is back: not all of a cluster may come at once.
 const AIM: Duration = Duration::from_secs(3);
+/// For a start out of what was written down.
+const AFTER_REBOOT: Duration = Duration::from_secs(2);
 /// How long it is away.
 const AWAY: Duration = Duration::from_secs(5);
 
@@ -51,6 +53,7 @@ pub fn rows(bed: &mut Bed) {
 
     bed.rig.lab.kill_store();
     stands(bed, "the API server is killed");
+    reboots(bed);
     etcd(bed, &format!("etcdctl del {key}/peer-b"));
     bed.row_until(
         "the API server is back (from when it is ready): one Node is gone meanwhile",
@@ -96,6 +99,23 @@ fn stands(bed: &mut Bed, name: &str) {
     }
 }
 
+/// The last host loses what a kernel and `/run` hold, and its daemon starts while nobody answers.
+fn reboots(bed: &mut Bed) {
+    bed.row_until(
+        "    a host reboots meanwhile and has its peers from its own record (from its daemon's start)",
+        AFTER_REBOOT,
+        |bed| {
+            bed.rig.daemons[HOSTS - 1].stop(Duration::from_secs(5)).unwrap();
+            let host = bed.rig.lab.host(HOSTS);
+            host.shell("rm -r /run/flannel; ip link del flannel.1; ip link del flannel-v6.1; iptables -F; iptables -t nat -F")
+                .unwrap();
+            assert_eq!(seen(host).unwrap(), BTreeSet::new());
+            bed.rig.restart(HOSTS, &[]).unwrap();
+        },
+        |bed| bed.follow_on(HOSTS),
+    );
+}
+
 /// All of it is well by its own word, too.
 fn own_word(bed: &mut Bed) {
     bed.row_until(
@@ -103,11 +123,12 @@ fn own_word(bed: &mut Bed) {
         AIM,
         |_| {},
         |bed| {
-            for host in bed.rig.lab.hosts() {
-                let said = host.run(&["flannelctl", "status"]);
-                said.map_err(|error| error.to_string())?;
-            }
-            Ok(())
+            bed.rig.lab.hosts().iter().try_for_each(|host| {
+                until(&host.name, || {
+                    let said = host.run(&["flannelctl", "status"]);
+                    said.map(|_| ()).map_err(|error| error.to_string())
+                })
+            })
         },
     );
 }
