@@ -36,7 +36,10 @@ const DEFAULT_ASSETS: &str = "/var/cache/flannel-lab/kube-1.20.2";
 const PATIENCE: &str = "10";
 
 const ETCD: &str = "etcd";
-const CONTROLLERS: &str = "kube-controller-manager";
+/// The API server.
+pub const SERVER: &str = "kube-apiserver";
+/// What hands podCIDRs out.
+pub const CONTROLLERS: &str = "kube-controller-manager";
 
 /// A program of Kubernetes.
 pub fn program(name: &str) -> Result<PathBuf, LabError> {
@@ -100,7 +103,7 @@ impl Lab {
         self.wait("a ready API server", Duration::from_secs(60), || {
             if let Some(status) = server.ended() {
                 return Err(LabError::Command {
-                    command: "kube-apiserver".to_owned(),
+                    command: SERVER.to_owned(),
                     status: status.to_string(),
                     stderr: tail(&server.record().log, 5),
                 });
@@ -229,7 +232,7 @@ CONF
             },
         );
         let mut arguments = vec![
-            program("kube-apiserver")?.display().to_string(),
+            program(SERVER)?.display().to_string(),
             "--etcd-servers=http://127.0.0.1:2379".to_owned(),
             format!("--bind-address={address}"),
             format!("--advertise-address={address}"),
@@ -248,7 +251,7 @@ CONF
             "--allow-privileged".to_owned(),
         ];
         arguments.extend(self.feature_gates());
-        self.switch().spawn("kube-apiserver", &strings(&arguments))
+        self.switch().spawn(SERVER, &strings(&arguments))
     }
 
     fn spawn_controllers(&self) -> Result<Process, LabError> {
@@ -451,6 +454,20 @@ impl Cluster<'_> {
         Ok(cidrs)
     }
 
+    /// The reasons of the Events about a Node, and what they say.
+    pub fn events(&self, name: &str) -> Result<Vec<(String, String)>, LabError> {
+        let path = "/api/v1/namespaces/default/events";
+        let list = parse(path, &self.text(path)?)?;
+        let all = list["items"].as_array().into_iter().flatten();
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(all
+            .filter(|event| {
+                event["involvedObject"]["name"] == name && event["involvedObject"]["kind"] == "Node"
+            })
+            .map(|event| (word(&event["reason"]), word(&event["message"])))
+            .collect())
+    }
+
     /// Gives daemons the rights they need, and no other.
     fn allow_daemons(&self) -> Result<(), LabError> {
         let group = "rbac.authorization.k8s.io";
@@ -459,6 +476,7 @@ impl Cluster<'_> {
             "rules": [
                 { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
                 { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
+                { "apiGroups": [""], "resources": ["events"], "verbs": ["create"] },
             ],
         });
         let binding = json!({
@@ -470,13 +488,31 @@ impl Cluster<'_> {
         self.create(&format!("/apis/{group}/v1/clusterrolebindings"), &binding)
     }
 
-    /// Holds the API server: it is there, and answers nobody.
-    pub fn hold(&self) -> Result<(), LabError> {
-        self.lab.store().map(|store| store.process.signal(Signal::STOP))
+    /// Holds one of the programs: it is there, and answers nobody.
+    pub fn hold(&self, program: &str) -> Result<(), LabError> {
+        self.signal(program, Signal::STOP)
     }
 
     /// Lets it go on.
-    pub fn release(&self) -> Result<(), LabError> {
-        self.lab.store().map(|store| store.process.signal(Signal::CONT))
+    pub fn release(&self, program: &str) -> Result<(), LabError> {
+        self.signal(program, Signal::CONT)
+    }
+
+    fn signal(&self, program: &str, signal: Signal) -> Result<(), LabError> {
+        let store = self.lab.store()?;
+        let beside = store.beside.iter().find(|(name, _)| name == program);
+        let record = match beside {
+            Some((_, record)) => record,
+            None if program == SERVER => &store.process,
+            None => {
+                return Err(LabError::Missing {
+                    what: "program of the cluster",
+                    name: program.to_owned(),
+                    hint: format!("there are {SERVER}, {CONTROLLERS} and {ETCD}"),
+                });
+            }
+        };
+        record.signal(signal);
+        Ok(())
     }
 }

@@ -84,26 +84,31 @@ impl Bed {
             .collect()
     }
 
-    /// Waits until both pinging hosts hold exactly what they have to, and nothing else.
+    /// Whether the pinging hosts hold exactly what they have to, and nothing else.
     ///
     /// # Errors
     /// What the first one that does not has too much (+) and too little (-).
-    pub fn follow(&self) -> Result<(), String> {
-        self.follow_on(1)?;
-        self.follow_on(2)
+    pub fn is_followed(&self) -> Result<(), String> {
+        self.is_followed_on(1)?;
+        self.is_followed_on(2)
     }
 
-    /// As [`Bed::follow`], for one host.
-    pub fn follow_on(&self, host: usize) -> Result<(), String> {
-        let expected = self.expected(host);
-        until(&format!("h{host}"), || {
-            let now = seen(self.rig.lab.host(host)).unwrap();
-            if now == expected {
-                Ok(())
-            } else {
-                Err(difference(&now, &expected))
-            }
-        })
+    /// As [`Bed::is_followed`], of one host.
+    pub fn is_followed_on(&self, host: usize) -> Result<(), String> {
+        let (now, expected) = (seen(self.rig.lab.host(host)).unwrap(), self.expected(host));
+        if now == expected {
+            return Ok(());
+        }
+        Err(format!("h{host}:\n{}", difference(&now, &expected)))
+    }
+
+    /// Waits for [`Bed::is_followed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn follow(&self) -> Result<(), String> {
+        until(|| self.is_followed_on(1))?;
+        until(|| self.is_followed_on(2))
     }
 
     /// As [`Bed::follow`], where nothing else makes sense.
@@ -115,7 +120,7 @@ impl Bed {
 
     /// One row: something is done, from whose end the time is taken until both kernels are as they have to be.
     pub fn row(&mut self, name: &str, deed: impl FnOnce(&mut Bed)) {
-        self.row_until(name, AIM, deed, Bed::follow);
+        self.row_until(name, AIM, deed, |bed| bed.follow());
     }
 
     /// As [`Bed::row`], until something else is so, with another aim.
@@ -124,7 +129,7 @@ impl Bed {
         name: &str,
         aim: Duration,
         deed: impl FnOnce(&mut Bed),
-        until: impl FnOnce(&Bed) -> Result<(), String>,
+        until: impl FnOnce(&mut Bed) -> Result<(), String>,
     ) {
         let daemons: Vec<u32> = self.rig.daemons.iter().map(|daemon| daemon.pid()).collect();
         deed(self);
@@ -227,14 +232,15 @@ impl Bed {
 }
 
 /// Asks until it is so.
-pub fn until(what: &str, mut is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+///
+/// # Errors
+/// What it was instead at last.
+pub fn until(mut is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
     let start = Instant::now();
     loop {
-        let Err(problem) = is_so() else {
-            return Ok(());
-        };
-        if start.elapsed() > LIMIT {
-            return Err(format!("{what}: {problem}"));
+        let result = is_so();
+        if result.is_ok() || start.elapsed() > LIMIT {
+            return result;
         }
         std::thread::sleep(Duration::from_millis(2));
     }

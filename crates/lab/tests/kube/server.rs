@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use lab::kube::SERVER;
 use lab::store::Kind;
 
 use crate::bed::{Bed, HOSTS, difference, seen, until};
@@ -37,18 +38,18 @@ pub fn rows(bed: &mut Bed) {
     let changes = format!("etcdctl del {key}/peer-a; etcdctl put {key}/peer-b <{copy}");
 
     // It is there, takes connections, and answers nobody.
-    bed.cluster().hold().unwrap();
+    bed.cluster().hold(SERVER).unwrap();
     stands(bed, "the API server answers nobody");
     etcd(bed, &changes);
     bed.row_until(
         "the API server answers again: one Node is gone meanwhile and one there",
         AIM,
         |bed| {
-            bed.cluster().release().unwrap();
+            bed.cluster().release(SERVER).unwrap();
             bed.forget(&a);
             bed.ghosts.push(b.clone());
         },
-        Bed::follow,
+        |bed| bed.follow(),
     );
 
     bed.rig.lab.kill_store();
@@ -62,7 +63,7 @@ pub fn rows(bed: &mut Bed) {
             bed.rig.store = bed.rig.lab.start_store(Kind::Kube).unwrap();
             bed.forget(&b);
         },
-        Bed::follow,
+        |bed| bed.follow(),
     );
 
     // What comes after it is back.
@@ -112,7 +113,7 @@ fn reboots(bed: &mut Bed) {
             assert_eq!(seen(host).unwrap(), BTreeSet::new());
             bed.rig.restart(HOSTS, &[]).unwrap();
         },
-        |bed| bed.follow_on(HOSTS),
+        |bed| until(|| bed.is_followed_on(HOSTS)),
     );
 }
 
@@ -124,9 +125,10 @@ fn own_word(bed: &mut Bed) {
         |_| {},
         |bed| {
             bed.rig.lab.hosts().iter().try_for_each(|host| {
-                until(&host.name, || {
+                until(|| {
                     let said = host.run(&["flannelctl", "status"]);
-                    said.map(|_| ()).map_err(|error| error.to_string())
+                    said.map(|_| ())
+                        .map_err(|error| format!("{}: {error}", host.name))
                 })
             })
         },
