@@ -10,8 +10,8 @@ use crate::peer::Peer;
 
 /// The last host's: the others' pods are pinging.
 const OWN: &str = "h3";
-/// A podCIDR may be a moment late, which is nothing to tell.
-const EVENT: Duration = Duration::from_secs(5);
+/// A podCIDR may be some seconds late, which is nothing to tell.
+const EVENT: Duration = Duration::from_secs(8);
 
 pub fn rows(bed: &mut Bed) {
     annotations(bed);
