@@ -14,6 +14,7 @@
 
 pub mod capture;
 pub mod command;
+pub mod cost;
 pub mod fault;
 pub mod flannel;
 pub mod gateway;
