@@ -33,7 +33,9 @@ use tracing::warn;
 
 pub use self::server::{Access, AccessError, check_url, without_userinfo};
 
-use self::connection::{Connection, Failed};
+pub use self::connection::{Stream, Way};
+
+use self::connection::{Connection, Failed, Tcp};
 use self::events::{Alarms, Reason, Said};
 use self::nodes::Nodes;
 use crate::chance::Chance;
@@ -107,6 +109,7 @@ struct Unassigned {
 
 /// The registry that Kubernetes is.
 pub struct Kube {
+    way: Box<dyn Way>,
     options: Options,
     chance: Chance,
     state: watch::Sender<State>,
@@ -139,11 +142,17 @@ impl fmt::Debug for Kube {
 impl Kube {
     /// A client that is not connected yet. Whatever is read from files is read when connecting, so it may come later.
     pub fn new(options: Options, chance: Chance) -> Kube {
+        Kube::over(Box::new(Tcp), options, chance)
+    }
+
+    /// The same, on another way to the server than TCP.
+    pub fn over(way: Box<dyn Way>, options: Options, chance: Chance) -> Kube {
         let name = match &options.identity {
             Identity::Node(name) => Some(name.clone()),
             Identity::Pod { .. } => None,
         };
         Kube {
+            way,
             options,
             chance,
             state: watch::channel(State::default()).0,
@@ -162,7 +171,7 @@ impl Kube {
 
     /// A connection of its own for what is asked next.
     async fn connect(&self) -> Result<Connection, RegistryError> {
-        match Connection::open(&self.options.access, &self.requests).await {
+        match Connection::open(&*self.way, &self.options.access, &self.requests).await {
             Ok(connection) => {
                 let url = connection.url().to_owned();
                 self.state.send_if_modified(|state| {
