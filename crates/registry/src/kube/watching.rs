@@ -10,6 +10,7 @@ use fabric::config::NetworkConfig;
 use fabric::lease::{Delta, Update};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use memchr::memchr;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
@@ -281,7 +282,7 @@ impl Follower<'_> {
             let mut rest: &[u8] = &data;
             let mut delta = Delta::default();
             let mut end = None;
-            while let Some(at) = rest.iter().position(|byte| *byte == b'\n') {
+            while let Some(at) = memchr(b'\n', rest) {
                 let (line, after) = rest.split_at(at);
                 rest = after.get(1..).unwrap_or_default();
                 // Most lines come in one piece, and need no copy.
