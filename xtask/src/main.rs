@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod ci;
+mod image;
 mod lab;
 mod mutants;
 mod packages;
@@ -22,7 +23,7 @@ Usage: cargo xtask VERB ...
   test    install what the tests need, build, run all of them; --suite NAME runs one, --list names them
   mutants whether the tests bite: one mistake after the other put into the code; hours
   bench   scale, cni, path: figures beside their budgets
-  dist    what is shipped, with its size
+  dist    what is shipped, with its size; --image: the container image
   ci      what .ci/run runs: formatting, lints, tests, the fixed part of mutants
 
 `cargo xtask VERB --help` says more. All verbs but mutants and dist need root: they make network namespaces.
