@@ -14,13 +14,13 @@ fn copy(name: &str) -> String {
 
 #[test]
 fn copies_are_of_the_chart_as_it_is() {
-    let digest = output(&root().join("scripts/render-chart"), &["--digest"]);
+    let digest = output(&root().join("scripts/render-deploy"), &["--digest"]);
     for name in COPIES {
         let text = read(&copy(name));
         let head = text.lines().next().unwrap();
         assert!(
             head.contains(digest.trim()),
-            "{name}.yaml is of another chart: scripts/render-chart makes it anew"
+            "{name}.yaml is of another chart: scripts/render-deploy makes it anew"
         );
     }
     let values = std::fs::read_dir(root().join("deploy/chart/rendered")).unwrap();

@@ -286,7 +286,7 @@ fn image_is_the_one_of_this_version_everywhere() {
     }
     let chart = &crate::objects::documents("deploy/chart/flannel/Chart.yaml")[0];
     let values = &crate::objects::documents("deploy/chart/flannel/values.yaml")[0];
-    let base = &crate::objects::documents("deploy/kustomization.yaml")[0];
+    let base = &crate::objects::documents("deploy/kustomize/base/kustomization.yaml")[0];
     for (file, value) in [
         ("Chart.yaml", at(chart, "/version")),
         ("Chart.yaml", at(chart, "/appVersion")),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::objects::{MANIFEST, at, differences, documents, inner, named, objects, root, texts};
+use crate::objects::{MANIFEST, at, differences, documents, inner, named, objects, read, root, texts};
 
 /// The folders, with what may differ from the manifest: paths of a DaemonSet's volumes, keys of the network config.
 const PLACES: &[(&str, &[&str], &[&str])] = &[
@@ -20,14 +20,15 @@ fn places_when_they_patch_the_manifest_name_what_is_there_and_change_what_they_s
     let folders: BTreeSet<String> = folders
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(folders, PLACES.iter().map(|place| place.0.to_owned()).collect());
+    let places = PLACES.iter().map(|place| place.0).chain(["base"]);
+    assert_eq!(folders, places.map(str::to_owned).collect());
     for (place, volumes, keys) in PLACES {
         let folder = format!("deploy/kustomize/{place}");
         let own = documents(&format!("{folder}/kustomization.yaml"));
-        assert_eq!(texts(own[0].get("resources")), ["../.."]);
-        assert!(root().join(&folder).join("../../kustomization.yaml").is_file());
+        assert_eq!(texts(own[0].get("resources")), ["../base"]);
         let (mut moved, mut changed) = (BTreeSet::new(), BTreeSet::new());
-        for patch in texts(own[0].get("patchesStrategicMerge")) {
+        for patch in at(&own[0], "/patches").as_array().unwrap() {
+            let patch = at(patch, "/path").as_str().unwrap();
             for (name, object) in objects(&format!("{folder}/{patch}")) {
                 let patched = manifest
                     .get(&name)
@@ -68,8 +69,12 @@ fn places_when_they_patch_the_manifest_name_what_is_there_and_change_what_they_s
 
 #[test]
 fn base_is_the_manifest() {
-    let base = documents("deploy/kustomization.yaml");
+    let base = documents("deploy/kustomize/base/kustomization.yaml");
     assert_eq!(texts(base[0].get("resources")), ["kube-flannel.yml"]);
     let image = at(&base[0], "/images/0");
     assert_eq!(image["name"], Value::from("localhost/flannel"));
+    assert!(
+        read("deploy/kustomize/base/kube-flannel.yml") == read(MANIFEST),
+        "scripts/render-deploy copies it"
+    );
 }
