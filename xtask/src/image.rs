@@ -146,6 +146,11 @@ pub fn dist(platforms: &[Platform]) -> Result<()> {
         ));
     }
     say(&format!("            {}  (index {index})", layout.display()));
+    // What they are made of is in them.
+    for image in &images {
+        let layer = &image.layer;
+        std::fs::remove_file(layer).with_context(|| layer.display().to_string())?;
+    }
     Ok(())
 }
 

@@ -175,7 +175,7 @@ fn fetch(architecture: &str, folder: &Path) -> Result<()> {
     run(apt(&["download"]).args(&names))
 }
 
-/// The package's file; of several versions the one that was fetched last, since older ones stay.
+/// The package's file; of several versions the one that was published last, since older ones stay.
 fn newest(folder: &Path, package: &str) -> Result<PathBuf> {
     let start = format!("{package}_");
     let mut found = Vec::new();

@@ -31,6 +31,8 @@ pub struct Image {
     pub unpacked: u64,
     /// The archive that container engines load.
     pub archive: PathBuf,
+    /// Its layer, as a file of its own.
+    pub layer: PathBuf,
     blobs: Vec<Blob>,
 }
 
@@ -67,11 +69,12 @@ pub fn image(
         descriptor(LAYER, &layer, ""),
     );
     let manifest = of_text(manifest)?;
-    let mut image = Image {
+    let image = Image {
         platform,
         manifest: manifest.clone(),
         unpacked: unpacked.size,
         archive: folder.join(format!("flannel-{}-{platform}.tar", env!("CARGO_PKG_VERSION"))),
+        layer: compressed,
         blobs: vec![manifest, config.clone(), layer.clone()],
     };
     // docker reads manifest.json and containerd index.json; they name the same blobs.
@@ -88,7 +91,6 @@ pub fn image(
         BufWriter::new(File::create(&image.archive).with_context(|| image.archive.display().to_string())?);
     archive::write(&loaded, &mut out)?;
     out.flush()?;
-    image.blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
     Ok(image)
 }
 

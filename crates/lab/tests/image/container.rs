@@ -59,8 +59,9 @@ impl Network {
 
     /// A program of this machine's in it.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, program]);
+        // `ip netns exec` would hide the control groups from runc.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.0)).arg(program);
         command
     }
 }

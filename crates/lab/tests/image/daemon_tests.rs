@@ -31,7 +31,8 @@ fn flanneld_when_it_has_the_rights_of_the_manifest_alone_brings_the_network_up_i
         let image = Image::open();
         let network = Network::new();
         for words in [
-            &["link", "add", "eth0", "type", "dummy"][..],
+            &["link", "add", "eth0", "type", "veth", "peer", "name", "wire"][..],
+            &["link", "set", "wire", "up"],
             &["addr", "add", "192.0.2.1/24", "dev", "eth0"],
             &["link", "set", "eth0", "up"],
             &["route", "add", "default", "via", "192.0.2.254"],
@@ -65,7 +66,7 @@ fn flanneld_when_it_has_the_rights_of_the_manifest_alone_brings_the_network_up_i
 
         let manifest = ours(&image);
         manifest.configure(&image);
-        let mut container = manifest.flanneld().clone();
+        let mut container = manifest.flanneld(&image);
         container.words.retain(|word| word != "--kube-subnet-mgr");
         container
             .words
@@ -87,7 +88,7 @@ fn flanneld_when_it_has_the_rights_of_the_manifest_alone_brings_the_network_up_i
         // What is to survive a reboot is on the node, not in the container.
         assert!(image.host("/var/lib/flannel").join("state.json").is_file());
         // As `kubectl exec` runs it.
-        let mut status = manifest.flanneld().clone();
+        let mut status = manifest.flanneld(&image);
         status.words = ["flannelctl", "status"].map(str::to_owned).to_vec();
         let text = status.succeed(&image, &network);
         assert!(text.contains("10.244."), "{text}");

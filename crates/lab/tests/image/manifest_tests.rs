@@ -160,12 +160,12 @@ fn flanneld_of_every_manifest_when_the_api_is_away_waits_says_so_and_is_alive() 
         let network = Network::new();
         let name = manifest.name;
         manifest.configure(&image);
-        let has_port = manifest
-            .flanneld()
+        let container = manifest.flanneld(&image);
+        let has_port = container
             .words
             .iter()
             .any(|word| word.starts_with("--healthz-port"));
-        let mut running = manifest.flanneld().start(&image, &network);
+        let mut running = container.start(&image, &network);
         let since = Instant::now();
         let is_told = || running_says(&running.log());
         while !is_told() {

@@ -1,12 +1,13 @@
 //! What pods run, by the manifests that people have applied: commands, mounts and rights.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::container::{Container, DEFAULT};
 use crate::objects::{MANIFEST, at, inner, named, objects, texts};
-use crate::rootfs::Image;
+use crate::rootfs::{Image, run};
 
 /// A manifest's pod.
 pub struct Manifest {
@@ -215,8 +216,26 @@ fn on_host(image: &Image, path: &str) -> PathBuf {
 }
 
 impl Manifest {
-    /// Puts the ConfigMap where it is mounted from, as kubelet does: by links.
+    /// Puts the ConfigMap and the service account where they are mounted from, the one as kubelet does: by links.
     pub fn configure(&self, image: &Image) {
+        let account = image.host("account");
+        std::fs::write(account.join("token"), "a token").unwrap();
+        if !account.join("ca.crt").exists() {
+            let mut openssl = Command::new("openssl");
+            openssl.args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ]);
+            openssl
+                .args(["-subj", "/CN=cluster", "-days", "1", "-keyout"])
+                .arg(account.join("ca.key"));
+            run(openssl.arg("-out").arg(account.join("ca.crt")));
+        }
         let folder = image.host(CFG.0);
         let data = folder.join("..data");
         std::fs::create_dir_all(&data).unwrap();
@@ -238,7 +257,11 @@ impl Manifest {
         &self.containers[..self.containers.len() - 1]
     }
 
-    pub fn flanneld(&self) -> &Container {
-        self.containers.last().unwrap()
+    /// With what kubelet mounts into every pod.
+    pub fn flanneld(&self, image: &Image) -> Container {
+        let mut container = self.containers.last().unwrap().clone();
+        let account = "/var/run/secrets/kubernetes.io/serviceaccount";
+        container.mounts.push((image.host("account"), account.to_owned()));
+        container
     }
 }
