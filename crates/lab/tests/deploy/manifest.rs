@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::objects::{MANIFEST, at, executable, flags, inner, named, objects, output, read, rights, texts};
+use crate::objects::{
+    MANIFEST, at, executable, flags, inner, named, objects, output, read, rights, root, texts,
+};
 
 const DAEMON_SET: &str = "DaemonSet kube-flannel-ds";
 const POD: &str = "/spec/template/spec";
@@ -295,4 +297,37 @@ fn image_is_the_one_of_this_version_everywhere() {
     ] {
         assert_eq!(value, env!("CARGO_PKG_VERSION"), "{file}");
     }
+}
+
+/// No engine is here to build it; what it copies and links is the image's.
+#[test]
+fn dockerfile_copies_what_is_there_to_where_the_image_has_it() {
+    let text = read("deploy/image/Dockerfile");
+    let copies: Vec<Vec<&str>> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .map(|line| line.split(' ').collect())
+        .collect();
+    let mut copied = 0;
+    for words in copies
+        .iter()
+        .filter(|words| !words[0].starts_with("--from=") && words[0] != ".")
+    {
+        assert!(root().join(words[0]).is_file(), "{words:?}");
+        copied += 1;
+    }
+    assert_eq!((copied, copies.len()), (2, 5));
+    let version = env!("CARGO_PKG_VERSION");
+    for part in [
+        "FROM rust:1.95.0-",
+        &format!("localhost/flannel:{version}"),
+        "/out/flanneld /out/flannelctl /opt/bin/\n",
+        "/out/flannel-cni /flannel\n",
+        "deploy/image/iptables-either /usr/sbin/\n",
+        "ln -s flannelctl /opt/bin/install-conf",
+        "ENTRYPOINT [\"/opt/bin/flanneld\"]",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+    assert!(read("rust-toolchain.toml").contains("1.95.0"));
 }
