@@ -169,8 +169,8 @@ fn split(path: &str) -> Result<(&str, &str)> {
     if path.len() <= 100 {
         return Ok(("", path));
     }
-    let cut = path.match_indices('/').map(|(at, _)| at);
-    let cut = cut.filter(|at| *at <= 155 && path.len() - at - 1 <= 100).last();
+    let mut slashes = path.match_indices('/').map(|(at, _)| at);
+    let cut = slashes.rfind(|at| *at <= 155 && path.len() - at - 1 <= 100);
     match cut.and_then(|at| Some((path.get(..at)?, path.get(at + 1..)?))) {
         Some(parts) => Ok(parts),
         None => bail!("the path is too long for an archive"),

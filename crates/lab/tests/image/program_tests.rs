@@ -70,7 +70,7 @@ fn libraries_and_extensions_when_loaded_find_all_they_need_in_the_image() {
             .unwrap()
             .starts_with("ld-linux")
     };
-    let loader = files.iter().find(|path| is_loader(path)).expect("a loader");
+    let loader = files.iter().find(|path| is_loader(path)).unwrap();
     let inside = |path: &Path| format!("/{}", path.strip_prefix(&root).unwrap().display());
     let extensions = files
         .iter()
@@ -140,6 +140,9 @@ fn executables_of_ours_need_no_library_where_they_are_shipped_and_the_files_are_
     }
 }
 
+/// A program of this machine's, and what it is told.
+type Rule<'a> = (&'a str, &'a [&'a str]);
+
 /// Who wrote first on this node, and with which of the two variants, decides.
 #[test]
 fn iptables_when_kubelet_or_others_have_rules_is_the_variant_that_they_use() {
@@ -147,7 +150,7 @@ fn iptables_when_kubelet_or_others_have_rules_is_the_variant_that_they_use() {
     let chain = ["-t", "mangle", "-N", "KUBE-KUBELET-CANARY"];
     let hint = ["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"];
     let rule = ["-t", "nat", "-A", "POSTROUTING", "-j", "RETURN"];
-    let table: &[(&str, &[(&str, &[&str])], &str)] = &[
+    let table: &[(&str, &[Rule], &str)] = &[
         ("nothing", &[], "nf_tables"),
         ("kubelet by nft", &[("iptables-nft", &chain)], "nf_tables"),
         (

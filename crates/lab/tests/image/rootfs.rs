@@ -8,9 +8,11 @@ use serde_json::Value;
 /// The archive.
 pub fn archive() -> PathBuf {
     let path = std::env::var_os("FLANNEL_IMAGE");
-    let path = path.expect(
-        "FLANNEL_IMAGE names the image's archive; `cargo xtask test --suite image` makes it and sets this",
-    );
+    let path = path.unwrap_or_else(|| {
+        panic!(
+            "FLANNEL_IMAGE names the image's archive; `cargo xtask test --suite image` makes it and sets this"
+        )
+    });
     PathBuf::from(path)
 }
 
