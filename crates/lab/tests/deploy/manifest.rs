@@ -182,7 +182,7 @@ fn pod_when_it_runs_has_the_capabilities_of_its_work_and_writes_to_mounts_alone(
     let copies = json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"] },
+        "capabilities": { "drop": ["ALL"], "add": ["DAC_OVERRIDE"] },
     });
     let mut works = copies.clone();
     works["privileged"] = json!(false);

@@ -128,6 +128,28 @@ fn inits_of_ours_when_run_over_flannels_keep_its_plugin_aside_and_others_in_plac
     );
 }
 
+/// Kubespray gives both folders to a user of its own, and an archive of plugins that is unpacked into one to whoever packed it.
+#[test]
+fn inits_of_ours_when_the_folders_are_another_users_write_to_them_all_the_same() {
+    let image = Image::open();
+    let network = Network::new();
+    let ours = ours(&image);
+    ours.configure(&image);
+    for folder in ["/etc/cni/net.d", "/opt/cni/bin"] {
+        std::os::unix::fs::chown(image.host(folder), Some(1001), Some(1001)).unwrap();
+    }
+    let plugin = image.host("/opt/cni/bin").join("flannel");
+    std::fs::write(&plugin, "Go's").unwrap();
+    std::os::unix::fs::chown(&plugin, Some(1001), Some(1001)).unwrap();
+    for container in ours.inits() {
+        container.succeed(&image, &network);
+    }
+    assert!(image.read("flannel") == std::fs::read(&plugin).unwrap());
+    let aside = image.host("/opt/cni/bin").join(".flannel.before");
+    assert_eq!(std::fs::read_to_string(aside).unwrap(), "Go's");
+    assert!(image.host("/etc/cni/net.d").join(CONFLIST).is_file());
+}
+
 #[test]
 fn install_conf_when_the_configuration_is_none_says_so_and_leaves_what_is_there() {
     let image = Image::open();
