@@ -28,6 +28,8 @@ pub struct Platform {
     pub rust: &'static str,
     /// What compiles C for it and links, and the package it is in.
     pub compiler: Need,
+    /// What C looks into: that of any C library, since nothing of it is linked.
+    pub headers: Need,
 }
 
 const PLATFORMS: &[Platform] = &[
@@ -36,12 +38,14 @@ const PLATFORMS: &[Platform] = &[
         debian: "amd64",
         rust: "x86_64-unknown-linux-musl",
         compiler: ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+        headers: ("/usr/include/stdint.h", "libc6-dev"),
     },
     Platform {
         name: "arm64",
         debian: "arm64",
         rust: "aarch64-unknown-linux-musl",
         compiler: ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        headers: ("/usr/aarch64-linux-gnu/include/stdint.h", "libc6-dev-arm64-cross"),
     },
 ];
 
@@ -123,7 +127,10 @@ pub fn platforms(names: &[String]) -> Result<Vec<Platform>> {
 
 /// The image of what is shipped, for these platforms: as an OCI layout, and for each as an archive that container engines load.
 pub fn dist(platforms: &[Platform]) -> Result<()> {
-    let compilers: Vec<Need> = platforms.iter().map(|platform| platform.compiler).collect();
+    let compilers: Vec<Need> = platforms
+        .iter()
+        .flat_map(|platform| [platform.compiler, platform.headers])
+        .collect();
     ensure(&[TOOLS, &compilers])?;
     let folder = target().join("dist/image");
     let mut images = Vec::new();
