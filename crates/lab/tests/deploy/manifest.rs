@@ -204,7 +204,6 @@ const REQUESTS: &[(&str, &str)] = &[
         "own annotations, the condition NetworkUnavailable",
     ),
     ("/events create", "what an admin has to see"),
-    ("/events patch", "the same again: its count"),
 ];
 
 #[test]
