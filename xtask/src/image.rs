@@ -136,7 +136,7 @@ pub fn dist(platforms: &[Platform]) -> Result<()> {
     let mut images = Vec::new();
     for platform in platforms {
         let executables = build_static(platform.rust, platform.compiler.0)?;
-        images.push(make(platform, &executables, &folder, 9)?);
+        images.push(make(platform, &executables, &[], &folder, 9)?);
     }
     let layout = folder.join("oci");
     let index = oci::layout(&layout, &reference(), &images)?;
@@ -174,7 +174,7 @@ pub fn of(executables: &Path, folder: &Path) -> Result<PathBuf> {
         let mut strip = std::process::Command::new("strip");
         crate::cargo::run(strip.arg("-o").arg(&to).arg(&from))?;
     }
-    Ok(make(platform, &stripped, folder, 1)?.archive)
+    Ok(make(platform, &stripped, &[debian::OF_RUST], folder, 1)?.archive)
 }
 
 const EXECUTABLES: [&str; 3] = ["flanneld", "flannelctl", "flannel-cni"];
@@ -183,9 +183,15 @@ fn reference() -> String {
     format!("{NAME}:{}", env!("CARGO_PKG_VERSION"))
 }
 
-fn make(platform: &Platform, executables: &Path, folder: &Path, effort: u8) -> Result<oci::Image> {
+fn make(
+    platform: &Platform,
+    executables: &Path,
+    more: &[debian::Package],
+    folder: &Path,
+    effort: u8,
+) -> Result<oci::Image> {
     let mut tree = Tree::new();
-    let packages = debian::add(&mut tree, platform.debian, &target().join("debian"))?;
+    let packages = debian::add(&mut tree, platform.debian, &target().join("debian"), more)?;
     ours(&mut tree, executables)?;
     let mut labels = BTreeMap::from([
         ("org.opencontainers.image.title".to_owned(), "flannel".to_owned()),

@@ -10,7 +10,7 @@ use crate::cargo::run;
 use crate::say;
 
 /// The packages, and which of their files: those with one of these in their path.
-const PACKAGES: &[(&str, &[&str])] = &[
+const PACKAGES: &[Package] = &[
     ("busybox-static", &["bin/busybox"]),
     ("ca-certificates", &["usr/share/ca-certificates/mozilla/"]),
     ("iptables", &["usr/sbin/", "/xtables/"]),
@@ -50,13 +50,20 @@ const AUTHORITIES: &str = "usr/share/ca-certificates/";
 /// Where Debian's programs look for it, and flanneld.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// Puts the packages' files into a tree; the packages with their versions. What was fetched is kept in a folder.
-pub fn add(tree: &mut Tree, architecture: &str, cache: &Path) -> Result<Vec<String>> {
+/// A package, and which of its files.
+pub type Package = (&'static str, &'static [&'static str]);
+
+/// What executables need that are linked as cargo does it by itself.
+pub const OF_RUST: Package = ("libgcc-s1", LIBRARIES);
+
+/// Puts the packages' files into a tree, and those of `more`; the packages with their versions. What was fetched is kept in a folder.
+pub fn add(tree: &mut Tree, architecture: &str, cache: &Path, more: &[Package]) -> Result<Vec<String>> {
     let folder = cache.join(architecture);
-    fetch(architecture, &folder)?;
+    let packages = [PACKAGES, more].concat();
+    fetch(architecture, &folder, &packages)?;
     let mut versions = Vec::new();
     let mut authorities = Vec::new();
-    for (package, picks) in PACKAGES {
+    for (package, picks) in packages {
         let file = newest(&folder.join("archives"), package)?;
         versions.push(field(&file, "${Package}_${Version}")?);
         let unpacked = folder.join("unpacked").join(package);
@@ -140,7 +147,7 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Downloads the packages by lists of their own: what is known or installed on this machine stays as it is, and another architecture
 /// is as good as its own.
-fn fetch(architecture: &str, folder: &Path) -> Result<()> {
+fn fetch(architecture: &str, folder: &Path, packages: &[Package]) -> Result<()> {
     if !Path::new("/etc/debian_version").exists() {
         bail!(
             "the image's programs come from Debian's packages, by Debian's apt; elsewhere use deploy/image/Dockerfile"
@@ -171,7 +178,7 @@ fn fetch(architecture: &str, folder: &Path) -> Result<()> {
         "asking Debian for the image's packages ({architecture})"
     ));
     run(&mut apt(&["update"]))?;
-    let names: Vec<&str> = PACKAGES.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = packages.iter().map(|(name, _)| *name).collect();
     run(apt(&["download"]).args(&names))
 }
 

@@ -106,7 +106,7 @@ fn libraries_and_extensions_when_loaded_find_all_they_need_in_the_image() {
 }
 
 #[test]
-fn executables_of_ours_need_no_library_where_they_are_shipped_and_the_files_are_as_safe_as_they_look() {
+fn files_of_the_image_have_plain_modes_and_say_whose_they_are_and_mounts_have_places() {
     let image = Image::open();
     let root = image.root();
     for file in below(&root) {
