@@ -5,7 +5,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{build, succeeds};
-use crate::packages::{ETCD, LAB, check_machine, ensure};
+use crate::kube_assets;
+use crate::packages::{ETCD, KUBE, LAB, check_machine, ensure};
 use crate::say;
 
 const HELP: &str = "\
@@ -17,7 +18,7 @@ Usage: cargo xtask lab [--profile PROFILE] [--down] [--replace] [flags of `flann
   --down        take the lab down again after the proof
   --keep        leave it up (default)
   --replace     take a lab of that name down first, where one is up
-  the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --name NAME --json ...
+  the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --kube --name NAME --json ...
 
 Examples:
   cargo xtask lab
@@ -53,11 +54,15 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         }
     }
     check_machine()?;
-    ensure(&if passed.iter().any(|a| a == "--etcd") {
-        vec![LAB, ETCD]
-    } else {
-        vec![LAB]
+    let has = |flag: &str| passed.iter().any(|argument| argument == flag);
+    ensure(&match (has("--kube"), has("--etcd")) {
+        (true, _) => vec![LAB, ETCD, KUBE],
+        (false, true) => vec![LAB, ETCD],
+        (false, false) => vec![LAB],
     })?;
+    if has("--kube") {
+        kube_assets::servers()?;
+    }
     let executables = build(&profile)?;
     let flannelctl = executables.join("flannelctl");
     if !flannelctl.is_file() {

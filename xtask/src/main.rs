@@ -7,6 +7,7 @@ mod bench;
 mod cargo;
 mod ci;
 mod image;
+mod kube_assets;
 mod lab;
 mod mutants;
 mod packages;
@@ -22,6 +23,7 @@ Usage: cargo xtask VERB ...
   lab     build, then three hosts with pods on this machine; ends with the lab up
   test    install what the tests need, build, run all of them; --suite NAME runs one, --list names them
   mutants whether the tests bite: one mistake after the other put into the code; hours
+  kube-assets  Kubernetes' own servers for the tests, from Debian's source package; kept, six minutes the first time
   bench   scale, cni, path: figures beside their budgets
   dist    what is shipped, with its size; --image: the container image
   ci      what .ci/run runs: formatting, lints, tests, the fixed part of mutants
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         "mutants" => mutants::run(rest),
         "bench" => bench::run(rest),
         "dist" => ci::dist(rest),
+        "kube-assets" => kube_assets::run(rest),
         "ci" => ci::run(rest),
         "help" | "-h" | "--help" => {
             say(HELP);

@@ -53,6 +53,23 @@ pub const RUNTIMES: &[Need] = &[
     ("/bin/busybox", "busybox-static"),
 ];
 
+/// What Kubernetes' own programs are built with: Debian's Go, and of a package that crashes with it a later version.
+pub const BUILD_KUBE: &[Need] = &[
+    ("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
+    (
+        "/usr/share/gocode/src/github.com/modern-go/reflect2",
+        "golang-github-modern-go-reflect2-dev",
+    ),
+    ("dpkg-source", "dpkg-dev"),
+    ("make", "make"),
+    ("strip", "binutils"),
+    ("rsync", "rsync"),
+    ("jq", "jq"),
+];
+
+/// What the cluster of a lab is made and spoken to with.
+pub const KUBE: &[Need] = &[("openssl", "openssl"), ("curl", "curl")];
+
 /// Refuses to go on where labs cannot be made.
 pub fn check_machine() -> Result<()> {
     if !cfg!(target_os = "linux") {

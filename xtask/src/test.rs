@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::cargo::{Tally, cargo, executables, run as run_command, target, test};
-use crate::packages::{ETCD, LAB, RUNTIMES, TESTS, check_machine, ensure};
+use crate::kube_assets::{self, Beside};
+use crate::packages::{BUILD_KUBE, ETCD, KUBE, LAB, RUNTIMES, TESTS, check_machine, ensure};
 use crate::{image, say};
 
 const HELP: &str = "\
@@ -159,6 +160,12 @@ const SUITES: &[Suite] = &[
         arguments: &["--workspace", "--test", "documents"],
         shown: false,
     },
+    Suite {
+        name: "kube",
+        about: "a real API server: every change of a Node, the own one's too, and how soon it is followed",
+        arguments: &["--workspace", "--test", "kube_cluster"],
+        shown: true,
+    },
 ];
 
 /// Suites that only run when they are asked for: their tests are marked `ignore`.
@@ -168,6 +175,11 @@ const LONG: &[Suite] = &[Suite {
     arguments: &["--workspace", "--test", "hostile"],
     shown: true,
 }];
+
+/// Whether a suite runs on Kubernetes' own servers, which have to be built first.
+fn needs_kube(suite: &Suite) -> bool {
+    suite.name == "kube"
+}
 
 /// `cargo xtask test ...`.
 pub fn run(arguments: &[String]) -> Result<bool> {
@@ -202,6 +214,13 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     }
     check_machine()?;
     ensure(&[LAB, ETCD, TESTS, RUNTIMES])?;
+    // Minutes the first time, and nothing waits for it but that suite.
+    let _beside = if chosen.iter().any(|suite| needs_kube(suite)) {
+        ensure(&[KUBE, BUILD_KUBE])?;
+        Beside::begin()?
+    } else {
+        None
+    };
     // Compiled first and together, so that no suite's time is a compiler's. Always the whole workspace: a part of it would have
     // other features of its dependencies, which are then compiled once more.
     run_command(&mut cargo(&["build", "--locked", "--workspace", "--bins"]))?;
@@ -221,6 +240,17 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let mut twice = Vec::new();
     for suite in chosen {
         say(&format!("\n== {}: {}", suite.name, suite.about));
+        if needs_kube(suite)
+            && let Err(error) = kube_assets::servers()
+        {
+            say(&format!("no Kubernetes to test with: {error:#}"));
+            let failed = Tally {
+                failed: 1,
+                ..Tally::default()
+            };
+            results.push((suite.name, failed, 0.0));
+            continue;
+        }
         let start = Instant::now();
         let mut tally = test(&mut command_of(suite, focused, image.as_deref()))?;
         if !focused && may_be_asked_again(&tally, twice.len()) {

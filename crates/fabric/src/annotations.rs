@@ -3,13 +3,14 @@
 //! COMPAT: names, values and the rule for the prefix are those of Go flannel's kube subnet manager, whose nodes read and write the
 //! same objects. It drops whatever it cannot read; here the entry is named.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::config::NetworkConfig;
@@ -171,12 +172,58 @@ pub struct NodeObject {
     pub cidrs: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Whole<'a> {
-    #[serde(borrow)]
-    metadata: Metadata<'a>,
-    #[serde(default)]
-    spec: Spec,
+    metadata: Option<Metadata<'a>>,
+    spec: Option<Spec>,
+}
+
+impl<'a> Whole<'a> {
+    /// Reads an object as far as it has to be: most of a Node is its status, which comes last and changes with every heartbeat.
+    fn read(json: &'a str) -> Result<Whole<'a>, serde_json::Error> {
+        let mut whole = Whole::default();
+        let read = AsFarAsNeeded(&mut whole).deserialize(&mut serde_json::Deserializer::from_str(json));
+        match read {
+            Err(failure) if !whole.is_complete() => Err(failure),
+            _ => Ok(whole),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.metadata.is_some() && self.spec.is_some()
+    }
+}
+
+/// Reads fields into what it has, until that is complete. What is left of the object then is refused by the parser, not read.
+struct AsFarAsNeeded<'b, 'a>(&'b mut Whole<'a>);
+
+impl<'de> DeserializeSeed<'de> for AsFarAsNeeded<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AsFarAsNeeded<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while !self.0.is_complete()
+            && let Some(key) = map.next_key::<Cow<'de, str>>()?
+        {
+            match &*key {
+                "metadata" => self.0.metadata = Some(map.next_value()?),
+                "spec" => self.0.spec = Some(map.next_value()?),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -210,8 +257,9 @@ impl NodeObject {
     ///
     /// When it is none; in words.
     pub fn read(json: &str, prefix: &Prefix) -> Result<NodeObject, String> {
-        let Whole { metadata, spec } =
-            serde_json::from_str(json).map_err(|failure| format!("no Node object: {failure}"))?;
+        let whole = Whole::read(json).map_err(|failure| format!("no Node object: {failure}"))?;
+        let metadata = whole.metadata.ok_or("no Node object: it has no metadata")?;
+        let spec = whole.spec.unwrap_or_default();
         if metadata.name.is_empty() {
             return Err("a Node object without a name".to_owned());
         }

@@ -12,8 +12,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::go_json::{Fields, GoJsonError};
 use crate::object::Family;
 
+mod differences;
 mod idle;
 
+pub use differences::differences;
 pub use idle::without_effect;
 
 /// Type of the backend where the config has no `Backend` key, whatever flannel's documentation says.

@@ -39,6 +39,7 @@ mod ground;
 mod holding;
 mod join;
 pub mod machine;
+mod outlook;
 mod record;
 pub mod records;
 mod stand_in;
@@ -270,6 +271,7 @@ impl Daemon {
                 })
             }
             never = self.registry.watch(&sink) => match never {},
+            never = self.follow_config(&ground, subnet) => match never {},
             never = self.remember() => match never {},
             never = self.recorder.run(&self.mailbox, self.truth.reporter()) => match never {},
             changed = self.follow_underlay(&ground, subnet, identity, former) => {

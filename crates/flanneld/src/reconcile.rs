@@ -370,8 +370,8 @@ impl<K: Copy + Ord + fmt::Display> Reconciler<K> {
         if steps.is_empty() {
             return Vec::new();
         }
-        let mut done = Vec::with_capacity(steps.len());
-        for (step, fate) in target.apply(steps, now) {
+        let fates = target.apply(steps, now);
+        let take = |(step, fate): (T::Step, Fate)| {
             let key = step.key();
             match fate {
                 Fate::Done => {
@@ -380,7 +380,7 @@ impl<K: Copy + Ord + fmt::Display> Reconciler<K> {
                     if target.encourages(&key) {
                         self.patience.hurry(now, |_| true);
                     }
-                    done.push(Done { step, retried });
+                    return Some(Done { step, retried });
                 }
                 Fate::Withheld => self.patience.succeeded(&key),
                 Fate::Refused { kind, text } => {
@@ -390,8 +390,10 @@ impl<K: Copy + Ord + fmt::Display> Reconciler<K> {
                     }
                 }
             }
-        }
-        done
+            None
+        };
+        // Collected in the place where they are.
+        fates.into_iter().filter_map(take).collect()
     }
 
     fn note_conflicts(&mut self, whole: bool, keys: &BTreeSet<K>, found: Vec<(K, Conflict)>) {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::causes::in_full;
-use registry::{Backoff, Chance, Registry};
+use fabric::readiness::{Kind, Report};
+use registry::{Backoff, Chance, DataPath, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -148,7 +149,7 @@ pub async fn run(start: Start, mut inherited: Handover) -> anyhow::Result<Exit> 
     };
     let mut doors = pin!(doors);
 
-    let tell_ready = |ready| registry.ready(ready);
+    let tell_registry = |report: &Report| registry.note(data_path(report));
     let work = async {
         loop {
             match daemon.run().await? {
@@ -164,7 +165,7 @@ pub async fn run(start: Start, mut inherited: Handover) -> anyhow::Result<Exit> 
     let exit = tokio::select! {
         ended = work => ended,
         closed = &mut doors => Err(anyhow::anyhow!("the health server ended: {closed:?}")),
-        never = report(daemon.truth().clone(), tell_ready, &notifier, &heartbeats) => match never {},
+        never = report(daemon.truth().clone(), tell_registry, &notifier, &heartbeats) => match never {},
         never = daemon.watch_disk() => match never {},
         () = either(&mut terminate, &mut interrupt) => Ok(Exit::Code(0)),
         _ = hangup.recv() => Ok(Exit::Reexec(Handover::default())),
@@ -501,7 +502,7 @@ fn etcd_options(etcd: &EtcdOptions) -> registry::etcd3::Options {
 /// Keeps the log and the service manager informed: waiting, ready, alive.
 async fn report(
     mut truth: Truth,
-    tell_ready: impl Fn(bool),
+    tell_registry: impl Fn(&Report),
     notifier: &Notifier,
     heartbeats: &Heartbeats,
 ) -> std::convert::Infallible {
@@ -513,7 +514,7 @@ async fn report(
     loop {
         let report = truth.report();
         let line = truth.line(&report);
-        tell_ready(report.is_ready());
+        tell_registry(&report);
         let mut notices = Vec::new();
         if line != said {
             notices.push(Notice::Status(&line));
@@ -557,6 +558,16 @@ async fn report(
     }
 }
 
+/// What others who rely on this node are to know. An admin who holds changes back and a registry that is away are no damage.
+fn data_path(report: &Report) -> DataPath {
+    if report.is_ready() {
+        return DataPath::Stands;
+    }
+    let broken = [Kind::Failure, Kind::Conflict, Kind::Fight];
+    let mut reasons = broken.into_iter().flat_map(|kind| report.texts_of(kind));
+    reasons.next().map_or(DataPath::Unknown, DataPath::Broken)
+}
+
 /// False where the service manager had no room for it at the moment.
 fn tell(notifier: &Notifier, notices: &[Notice<'_>]) -> bool {
     if notices.is_empty() {
@@ -589,7 +600,7 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-    use fabric::readiness::{Part, Report};
+    use fabric::readiness::{Finding, Part};
     use fabric::status::{Firewall, FirewallState};
 
     use super::*;
@@ -736,6 +747,25 @@ mod tests {
         let never = report(truth, |_| {}, notifier, heartbeats);
         assert!(tokio::time::timeout(time, never).await.is_err());
         heard(manager)
+    }
+
+    #[test]
+    fn data_path_when_only_held_back_or_stale_then_nothing_is_said_of_it() {
+        let of = |kinds: &[Kind]| {
+            let finding = |kind: &Kind| Finding::new(Part::Kernel, *kind, "x", kind.name());
+            data_path(&kinds.iter().map(finding).collect())
+        };
+        assert_eq!(of(&[]), DataPath::Stands);
+        assert_eq!(of(&[Kind::Degraded, Kind::Remark]), DataPath::Stands);
+        for kind in [Kind::Paused, Kind::Stale, Kind::Waiting, Kind::Pending] {
+            assert_eq!(of(&[kind]), DataPath::Unknown);
+        }
+        for kind in [Kind::Failure, Kind::Conflict, Kind::Fight] {
+            let DataPath::Broken(why) = of(&[Kind::Stale, kind]) else {
+                panic!("{kind:?}")
+            };
+            assert!(why.contains(kind.name()), "{why}");
+        }
     }
 
     fn truth() -> (watch::Sender<registry::State>, Truth) {

@@ -44,6 +44,8 @@ pub struct Situation {
     pub underlay_trouble: Option<String>,
     /// There is no valid network config in the registry.
     pub config_missing: bool,
+    /// The network config is another than this node works by, or none any more.
+    pub config_news: Option<ConfigNews>,
     /// The registry has no subnet that is free.
     pub no_subnet: bool,
     /// The state directory does not answer, and since when.
@@ -52,6 +54,15 @@ pub struct Situation {
     pub unsaved: BTreeMap<&'static str, String>,
     /// What an earlier process knew of the registry, and whether it is served from.
     pub cached: Cached,
+}
+
+/// What has become of the network config since this node took it up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigNews {
+    /// What, and that this node goes on without.
+    pub text: String,
+    /// What to do.
+    pub hint: String,
 }
 
 /// What the cache is good for while the registry does not answer.
@@ -110,6 +121,11 @@ impl Situation {
         findings.extend(self.unsaved.iter().map(|(what, why)| {
             let text = format!("{what}: {why}; going on without, it will be missing after a reboot");
             Finding::new(Part::State, Kind::Remark, *what, text)
+        }));
+        // Nobody's mistake in the registry takes a node out of service that works.
+        findings.extend(self.config_news.iter().map(|news| {
+            Finding::new(Part::Registry, Kind::Remark, "network config", news.text.as_str())
+                .hint(news.hint.as_str())
         }));
         let unserved = self.unserved.iter();
         findings.extend(

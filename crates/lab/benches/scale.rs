@@ -9,11 +9,11 @@ use std::fs;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use lab::Families;
+use lab::cost::{cost, median, prefixes, wait_for};
 use lab::gateway::Gateway;
-use lab::process::Process;
 use lab::rig::{Rig, Wish};
 use lab::store::SUBNETS;
-use lab::{Families, Lab};
 use serde_json::{Value, json};
 
 /// Sizes measured unless others are asked for.
@@ -86,73 +86,14 @@ fn lease(backend: &str, index: usize) -> (String, String) {
     (format!("{SUBNETS}{}-24", subnet(index)), value.to_string())
 }
 
-/// IPv4 prefixes in the host's main table, counted by the kernel.
-fn prefixes(lab: &Lab) -> usize {
-    let pid = lab.state.holders[1].pid;
-    let text = fs::read_to_string(format!("/proc/{pid}/net/fib_triestat")).unwrap();
-    let mut main = text
-        .split("Main:")
-        .nth(1)
-        .or_else(|| text.split("Id 254:").nth(1))
-        .unwrap_or("")
-        .lines();
-    let line = main
-        .find(|l| l.trim_start().starts_with("Prefixes:"))
-        .unwrap_or("Prefixes: 0");
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// Prefixes a daemon makes for itself: the tunnel's own address. Without policy rules the kernel keeps the local and the main
 /// table in one trie, so it is counted, too.
 fn own(backend: &str) -> usize {
     usize::from(backend == "vxlan")
 }
 
-fn wait_for(lab: &Lab, wanted: usize, pause: Duration) -> Option<Duration> {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(120) {
-        if prefixes(lab) == wanted {
-            return Some(start.elapsed());
-        }
-        std::thread::sleep(pause);
-    }
-    None
-}
-
-/// Processor time of all threads in seconds, resident memory and its peak in MiB.
-fn cost(process: &Process) -> (f64, f64, f64) {
-    let pid = process.pid();
-    let mut nanoseconds = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
-        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += text
-            .split(' ')
-            .next()
-            .and_then(|n| n.parse::<u64>().ok())
-            .unwrap_or(0);
-    }
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kilobytes = |name: &str| {
-        let line = status.lines().find(|l| l.starts_with(name)).unwrap_or("");
-        line.split_whitespace()
-            .nth(1)
-            .and_then(|n| n.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
-    (
-        nanoseconds as f64 / 1e9,
-        kilobytes("VmRSS:") / 1024.0,
-        kilobytes("VmHWM:") / 1024.0,
-    )
-}
-
 fn calls(gateway: &mut Gateway) -> u64 {
     gateway.calls().unwrap().iter().map(|c| c.1).sum()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Removes what a run left in the kernel, so that the next starts from nothing.

@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use crate::command::LabError;
+use crate::kube::{KUBECONFIG, NET_CONF};
 use crate::layout::Families;
 use crate::node::Node;
 use crate::process::{Process, tail};
-use crate::store::CONFIG_KEY;
+use crate::store::{CONFIG_KEY, Kind};
 use crate::topology::Lab;
 use crate::witness::routes;
 
@@ -90,21 +91,26 @@ impl Env {
 impl Lab {
     /// Writes the network configuration.
     pub fn configure(&self, config: &Value) -> Result<(), LabError> {
+        if self.store()?.kind == Kind::Kube {
+            return self.configure_hosts(config);
+        }
         self.put(CONFIG_KEY, &config.to_string())
     }
 
     /// The command line of a host's daemon.
     pub fn daemon_arguments(&self) -> Result<Vec<String>, LabError> {
-        let words = [
-            "flanneld",
-            "--etcd-endpoints",
-            &self.store()?.endpoint,
-            "--iface=eth0",
-            "--ip-masq",
-        ];
-        let mut words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
-        words.push("--healthz-port=8081".to_owned());
-        Ok(words)
+        let store = self.store()?;
+        let (config, kubeconfig) = (
+            format!("--net-config-path={NET_CONF}"),
+            format!("--kubeconfig-file={KUBECONFIG}"),
+        );
+        let mut words = vec!["flanneld"];
+        match store.kind {
+            Kind::Embedded | Kind::Etcd => words.extend(["--etcd-endpoints", &store.endpoint]),
+            Kind::Kube => words.extend(["--kube-subnet-mgr", &kubeconfig, &config]),
+        }
+        words.extend(["--iface=eth0", "--ip-masq", "--healthz-port=8081"]);
+        Ok(words.into_iter().map(str::to_owned).collect())
     }
 
     /// Starts the daemon of a host with the lab's command line and `more`.

@@ -2,7 +2,7 @@
 //! executable, faults, and witnesses.
 //!
 //! Nothing here knows how flannel is built. The crate acts and looks through `ip`, `bridge`, `nft`, `iptables-save`,
-//! `ping` and plain sockets only, so that what it asserts is never our own code's word.
+//! `ping`, `curl` and plain sockets only, so that what it asserts is never our own code's word.
 //!
 //! ```text
 //!  root namespace: nothing but names under /run/netns and files under /run/flannel-lab/<lab>
@@ -14,10 +14,12 @@
 
 pub mod capture;
 pub mod command;
+pub mod cost;
 pub mod fault;
 pub mod flannel;
 pub mod gateway;
 pub mod inside;
+pub mod kube;
 pub mod layout;
 pub mod node;
 pub mod pod;

@@ -12,7 +12,7 @@ use crate::command::LabError;
 use crate::flannel::config;
 use crate::layout::{Families, Spec};
 use crate::process::{Process, tail};
-use crate::store::{CONFIG_KEY, Kind, SUBNETS};
+use crate::store::{Kind, SUBNETS};
 use crate::topology::Lab;
 
 /// What a test wants.
@@ -230,7 +230,7 @@ impl Rig {
 
     /// Replaces the network configuration.
     pub fn reconfigure(&self, config: &Value) -> Result<(), LabError> {
-        self.lab.put(CONFIG_KEY, &config.to_string())
+        self.lab.configure(config)
     }
 }
 

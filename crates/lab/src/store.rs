@@ -1,4 +1,5 @@
-//! The registry of a lab: the embedded server or Debian's etcd, on the switch, spoken to through its command line client.
+//! The registry of a lab: the embedded server or Debian's etcd, on the switch, spoken to through its command line client; or
+//! Kubernetes (`crate::kube`).
 
 use std::time::Duration;
 
@@ -17,6 +18,18 @@ pub enum Kind {
     Embedded,
     /// `etcd`.
     Etcd,
+    /// `kube-apiserver` and what belongs to it.
+    Kube,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Embedded => "embedded registry",
+            Kind::Etcd => "etcd",
+            Kind::Kube => "Kubernetes",
+        })
+    }
 }
 
 /// A registry that was started.
@@ -24,10 +37,13 @@ pub enum Kind {
 pub struct Store {
     /// Which program.
     pub kind: Kind,
-    /// `http://address:port`, reachable from every host.
+    /// `http://address:port` (Kubernetes: `https`), reachable from every host.
     pub endpoint: String,
     /// The process.
     pub process: Record,
+    /// What it works with besides, by name.
+    #[serde(default)]
+    pub beside: Vec<(String, Record)>,
 }
 
 /// Key of the network configuration below the default prefix.
@@ -56,33 +72,14 @@ impl Lab {
                     "--insecure",
                 ],
             )?,
-            Kind::Etcd => {
-                let peer = "http://127.0.0.1:2380";
-                let cluster = format!("default={peer}");
-                self.switch().spawn(
-                    "registry",
-                    &[
-                        "etcd",
-                        "--data-dir",
-                        &data,
-                        "--listen-client-urls",
-                        &endpoint,
-                        "--advertise-client-urls",
-                        &endpoint,
-                        "--listen-peer-urls",
-                        peer,
-                        "--initial-advertise-peer-urls",
-                        peer,
-                        "--initial-cluster",
-                        &cluster,
-                    ],
-                )?
-            }
+            Kind::Etcd => self.spawn_etcd(&endpoint, &[])?,
+            Kind::Kube => return self.start_cluster(),
         };
         self.state.store = Some(Store {
             kind,
             endpoint,
             process: process.record().clone(),
+            beside: Vec::new(),
         });
         self.save()?;
         let mut process = process;
@@ -98,6 +95,24 @@ impl Lab {
             Ok(lab.keys("/").err().map(|e| e.to_string()))
         })?;
         Ok(process)
+    }
+
+    /// Starts etcd on the switch, for clients at `endpoint`; waits for nothing.
+    pub(crate) fn spawn_etcd(&self, endpoint: &str, more: &[&str]) -> Result<Process, LabError> {
+        let data = self.spec.directory().join("registry").display().to_string();
+        let peer = "http://127.0.0.1:2380";
+        let cluster = format!("default={peer}");
+        let mut words = vec!["etcd", "--data-dir", &data];
+        words.extend([
+            "--listen-client-urls",
+            endpoint,
+            "--advertise-client-urls",
+            endpoint,
+        ]);
+        words.extend(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+        words.extend(["--initial-cluster", &cluster]);
+        words.extend(more);
+        self.switch().spawn("registry", &words)
     }
 
     /// Ends the registry's process, hard; its data stays.
@@ -121,6 +136,11 @@ impl Lab {
     fn client(&self, verb: &str, arguments: &[&str]) -> Result<String, LabError> {
         let store = self.store()?;
         let mut command = match store.kind {
+            Kind::Kube => {
+                return Err(LabError::Invalid(
+                    "leases of this lab are in Node objects, not under keys".to_owned(),
+                ));
+            }
             Kind::Etcd => {
                 let mut words = vec!["etcdctl", "--endpoints", &store.endpoint, "--dial-timeout=1s"];
                 words.push(if verb == "ls" { "get" } else { verb });

@@ -306,6 +306,13 @@ pub trait Entries: Send + Sync + 'static {
         told: &(dyn Fn(Told<Self::Handle>) + Send + Sync),
     ) -> impl Future<Output = End> + Send;
 
+    /// Tells the network config as it is, and again whenever it was written or removed, until something ends that. What cannot be
+    /// asked is not told; what ended it is in the [state](Entries::state).
+    fn follow_config(
+        &self,
+        told: &(dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> impl Future<Output = ()> + Send;
+
     /// Where the state of the connection is kept.
     fn state(&self) -> &watch::Sender<State>;
 

@@ -144,17 +144,21 @@ impl Leases<Store> {
     }
 }
 
+fn no_config(keys: &Keys) -> RegistryError {
+    RegistryError::NotFound {
+        what: "network config",
+        place: format!("no key {:?} in the registry (etcd v3)", keys.config()),
+    }
+}
+
 impl Entries for Store {
     type Handle = Stamp;
 
     async fn config(&self) -> Result<Vec<u8>, RegistryError> {
-        match self.entry(self.keys.config()).await?.1 {
-            Some(entry) => Ok(entry.value),
-            None => Err(RegistryError::NotFound {
-                what: "network config",
-                place: format!("no key {:?} in the registry (etcd v3)", self.keys.config()),
-            }),
-        }
+        let (_, entry) = self.entry(self.keys.config()).await?;
+        entry
+            .map(|entry| entry.value)
+            .ok_or_else(|| no_config(&self.keys))
     }
 
     async fn list(&self, wish: &Wish<'_, Stamp>) -> Result<Listing<Stamp>, RegistryError> {
@@ -209,6 +213,10 @@ impl Entries for Store {
 
     async fn watch(&self, after: Mark, told: &(dyn Fn(Told<Stamp>) + Send + Sync)) -> End {
         watching::watch(self, after, told).await
+    }
+
+    async fn follow_config(&self, told: &(dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync)) {
+        watching::follow_config(self, told).await;
     }
 
     fn state(&self) -> &watch::Sender<State> {

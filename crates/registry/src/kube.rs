@@ -5,12 +5,14 @@
 //! sixteen kilobytes that it comes in is passed over as it arrives.
 
 mod connection;
+mod events;
 mod keep;
 mod listing;
 mod nodes;
 mod server;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
@@ -26,19 +28,31 @@ use fabric::go_json::shorten;
 use fabric::lease::{Lease, Update};
 use fabric::object::Family;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::warn;
 
 pub use self::server::{Access, AccessError, check_url, without_userinfo};
 
-use self::connection::{Connection, Failed};
+pub use self::connection::{Stream, Way};
+
+use self::connection::{Connection, Failed, Tcp};
+use self::events::{Alarms, Reason, Said};
 use self::nodes::Nodes;
 use crate::chance::Chance;
 use crate::file::read_regular;
 use crate::state::{Failure, State, States};
-use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Wanted, lock};
+use crate::{AcquireError, DataPath, Held, Holding, Over, Pending, Registry, RegistryError, Wanted, lock};
 
 /// The network config's file is not larger, bytes.
 const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// How often the file is looked into.
+const CONFIG_LOOK: Duration = Duration::from_secs(1);
+
+/// So long a Node that was just registered may be without a subnet, as nothing to speak of.
+const UNASSIGNED: Duration = Duration::from_secs(5);
+/// How often it is found out anew why it has none: all Nodes are asked for.
+const WHY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Which Node object is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,8 +99,17 @@ enum Own {
     },
 }
 
+/// Kubernetes gives the own Node no subnet.
+#[derive(Debug)]
+struct Unassigned {
+    since: Instant,
+    asked: Option<Instant>,
+    why: Option<String>,
+}
+
 /// The registry that Kubernetes is.
 pub struct Kube {
+    way: Box<dyn Way>,
     options: Options,
     chance: Chance,
     state: watch::Sender<State>,
@@ -96,9 +119,14 @@ pub struct Kube {
     /// What the lease was acquired for: by it nodes are read.
     network: watch::Sender<Option<NetworkConfig>>,
     own: watch::Sender<Own>,
-    /// The data path is as it should be.
-    ready: watch::Sender<bool>,
+    /// How the data path stands, and since when.
+    data_path: watch::Sender<(DataPath, Instant)>,
     nodes: Mutex<Nodes>,
+    /// What is wrong with the own Node, and what was said of it.
+    alarms: watch::Sender<Alarms>,
+    said: Mutex<BTreeMap<Reason, Said>>,
+    /// Since when Kubernetes gives it no subnet, and when it was last found out why, and what.
+    unassigned: Mutex<Option<Unassigned>>,
     /// How far the store had come, as far as this node has heard, in this process or before.
     known: AtomicI64,
 }
@@ -114,11 +142,17 @@ impl fmt::Debug for Kube {
 impl Kube {
     /// A client that is not connected yet. Whatever is read from files is read when connecting, so it may come later.
     pub fn new(options: Options, chance: Chance) -> Kube {
+        Kube::over(Box::new(Tcp), options, chance)
+    }
+
+    /// The same, on another way to the server than TCP.
+    pub fn over(way: Box<dyn Way>, options: Options, chance: Chance) -> Kube {
         let name = match &options.identity {
             Identity::Node(name) => Some(name.clone()),
             Identity::Pod { .. } => None,
         };
         Kube {
+            way,
             options,
             chance,
             state: watch::channel(State::default()).0,
@@ -126,15 +160,18 @@ impl Kube {
             name: Mutex::new(name),
             network: watch::channel(None).0,
             own: watch::channel(Own::default()).0,
-            ready: watch::channel(false).0,
+            data_path: watch::channel((DataPath::Unknown, Instant::now())).0,
             nodes: Mutex::new(Nodes::default()),
+            alarms: watch::channel(Alarms::default()).0,
+            said: Mutex::default(),
+            unassigned: Mutex::default(),
             known: AtomicI64::new(0),
         }
     }
 
     /// A connection of its own for what is asked next.
     async fn connect(&self) -> Result<Connection, RegistryError> {
-        match Connection::open(&self.options.access, &self.requests).await {
+        match Connection::open(&*self.way, &self.options.access, &self.requests).await {
             Ok(connection) => {
                 let url = connection.url().to_owned();
                 self.state.send_if_modified(|state| {
@@ -312,21 +349,68 @@ impl Kube {
         Ok(())
     }
 
+    /// Kubernetes has not given the node what it needs: why, once it has lasted. A Node that is new has none for a moment.
+    async fn not_assigned(&self, name: &str, reason: &str, network: &NetworkConfig) -> RegistryError {
+        let now = Instant::now();
+        let (since, asked, why) = {
+            let mut unassigned = lock(&self.unassigned);
+            let known = unassigned.get_or_insert_with(|| Unassigned {
+                since: now,
+                asked: None,
+                why: None,
+            });
+            (known.since, known.asked, known.why.clone())
+        };
+        let is_time = now >= since + UNASSIGNED && asked.is_none_or(|asked| now >= asked + WHY_AGAIN);
+        let why = match is_time {
+            true => {
+                let why = self.why_unassigned(network).await.or(why);
+                if let Some(known) = &mut *lock(&self.unassigned) {
+                    known.asked = Some(now);
+                    known.why.clone_from(&why);
+                }
+                why
+            }
+            false => why,
+        };
+        if let Some(why) = &why {
+            self.alarm(Reason::PodCidrNotAssigned, Some(format!("{reason}: {why}")));
+            self.tell_alarms().await;
+        }
+        RegistryError::NotFound {
+            what: "subnet of this node",
+            place: match why {
+                Some(why) => format!("Node {name}: {reason}: {why}"),
+                None => format!("Node {name}: {reason}"),
+            },
+        }
+    }
+
     async fn acquire_now(&self, wanted: &Wanted<'_>) -> Result<Held, AcquireError> {
         self.network.send_replace(Some(wanted.config.clone()));
         // What is ready was so with another lease.
-        self.ready.send_replace(false);
+        self.note(DataPath::Unknown);
         let name = self.own_name().await?;
         self.note_newest().await?;
         let node = self.fetch_own(&name).await?;
-        let subnet = node
-            .subnet(wanted.config)
-            .map_err(|reason| not_assigned(&name, &reason))?;
+        let subnet = match node.subnet(wanted.config) {
+            Ok(subnet) => subnet,
+            Err(reason) => return Err(self.not_assigned(&name, &reason, wanted.config).await.into()),
+        };
+        *lock(&self.unassigned) = None;
+        self.alarm(Reason::PodCidrNotAssigned, None);
         for family in wanted.config.families() {
             let (Some(space), Some(half)) = (wanted.config.space(family), subnet.of(family)) else {
                 continue;
             };
             if !space.network.contains(&half) {
+                let message = format!(
+                    "podCIDR {half} is not inside the network {}: this node has no pod network until its Node is made anew with another, \
+                     or the network config is",
+                    space.network
+                );
+                self.alarm(Reason::PodCidrOutsideNetwork, Some(message));
+                self.tell_alarms().await;
                 return Err(AcquireError::Registry(RegistryError::Refused {
                     endpoint: format!("Node {name}"),
                     call: "podCIDR",
@@ -334,6 +418,7 @@ impl Kube {
                 }));
             }
         }
+        self.alarm(Reason::PodCidrOutsideNetwork, None);
         let own = node.lease(wanted.config).ok().flatten();
         let before = own.filter(|own| own.subnet == subnet).map(|own| own.attributes);
         let attributes = (wanted.attributes)(&subnet, before.as_ref());
@@ -351,16 +436,6 @@ impl Kube {
             reused: before.is_some(),
             also_ours: Vec::new(),
         })
-    }
-}
-
-/// Kubernetes has not given the node what it needs.
-fn not_assigned(name: &str, reason: &str) -> RegistryError {
-    RegistryError::NotFound {
-        what: "subnet of this node",
-        place: format!(
-            "Node {name}: {reason} (is the controller manager run with --allocate-node-cidrs, and is its --cluster-cidr not used up?)"
-        ),
     }
 }
 
@@ -420,7 +495,31 @@ impl Registry for Kube {
     }
 
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {
-        Box::pin(watching::watch(self, sink))
+        Box::pin(async move {
+            tokio::select! {
+                never = watching::watch(self, sink) => match never {},
+                never = events::tell(self) => match never {},
+            }
+        })
+    }
+
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, Infallible> {
+        Box::pin(async {
+            let mut known: Option<Result<Vec<u8>, String>> = None;
+            loop {
+                // Read whole each time: a ConfigMap's files are exchanged by way of links, and no time of theirs tells. They lie in memory.
+                let read = read_config(&self.options.config);
+                let now = read.as_ref().map_err(ToString::to_string).cloned();
+                if known.as_ref() != Some(&now) {
+                    known = Some(now);
+                    sink(read);
+                }
+                tokio::time::sleep(CONFIG_LOOK).await;
+            }
+        })
     }
 
     fn resume(&self, revision: i64) {
@@ -434,9 +533,15 @@ impl Registry for Kube {
         Box::pin(async {})
     }
 
-    fn ready(&self, ready: bool) {
-        self.ready
-            .send_if_modified(|known| std::mem::replace(known, ready) != ready);
+    fn note(&self, data_path: DataPath) {
+        self.data_path.send_if_modified(|(known, since)| {
+            let is_other = std::mem::discriminant(known) != std::mem::discriminant(&data_path);
+            if is_other {
+                *since = Instant::now();
+            }
+            *known = data_path;
+            is_other
+        });
     }
 
     fn states(&self) -> States {

@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fabric::lease::{Snapshot, Subnet, Update};
+use tokio::time::{Instant, sleep};
 
 use self::keep::{Follower, Sighting};
-use crate::chance::Chance;
+use crate::chance::{Backoff, Chance};
 use crate::entries::{Entries, Handle, Mark};
 use crate::state::States;
-use crate::{AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, Wanted, lock};
+use crate::{
+    AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, STOOD, Wanted, lock,
+};
 
 /// The registry of leases that a store of entries makes.
 pub struct Leases<E: Entries> {
@@ -150,6 +153,23 @@ impl<E: Entries> Registry for Leases<E> {
 
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {
         Box::pin(watching::watch(self, sink))
+    }
+
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, Infallible> {
+        Box::pin(async move {
+            let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(30), &self.chance);
+            loop {
+                let began = Instant::now();
+                self.entries.follow_config(sink).await;
+                if began.elapsed() >= STOOD {
+                    pause.reset();
+                }
+                sleep(pause.step()).await;
+            }
+        })
     }
 
     fn resume(&self, revision: i64) {

@@ -91,6 +91,14 @@ pub trait Registry: Send + Sync {
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync))
     -> Pending<'a, std::convert::Infallible>;
 
+    /// Tells the network config as it is, and again each time it is another, or there is none any more
+    /// ([`RegistryError::NotFound`]), within two seconds, for ever. A registry that is away says nothing. The sink is called from
+    /// within the future and must not block.
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, std::convert::Infallible>;
+
     /// Tells of the revision that this node knew before this process: a registry that is behind it has gone back. Says nothing
     /// once the registry itself has spoken.
     fn resume(&self, revision: i64);
@@ -99,9 +107,9 @@ pub trait Registry: Send + Sync {
     /// connection, instead of waiting for answers that cannot come any more.
     fn reconnect(&self) -> Pending<'_, ()>;
 
-    /// Tells whether the data path is as it should be, for registries that others ask for that.
-    fn ready(&self, ready: bool) {
-        let _ = ready;
+    /// Tells how the data path of this node stands, for registries that others ask for that.
+    fn note(&self, data_path: DataPath) {
+        let _ = data_path;
     }
 
     /// The state of the connection, and its changes.
@@ -109,6 +117,18 @@ pub trait Registry: Send + Sync {
 
     /// Requests sent since start, a stream counting as one.
     fn requests(&self) -> u64;
+}
+
+/// How the data path of this node stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DataPath {
+    /// It is being set up, or held back, or goes by what may be history: nothing to be said of it.
+    #[default]
+    Unknown,
+    /// It is as it should be.
+    Stands,
+    /// It is not, for this reason.
+    Broken(String),
 }
 
 /// A point in the history of what answers for a registry.

@@ -11,7 +11,7 @@ mod state;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::client::Client;
@@ -57,6 +57,7 @@ struct Shared {
     state: Mutex<State>,
     /// Something ends earlier than was known.
     sooner: Notify,
+    config: watch::Sender<Option<Vec<u8>>>,
     ttl: Duration,
 }
 
@@ -66,8 +67,14 @@ impl Store {
         Store(Arc::new(Shared {
             state: Mutex::new(State::default()),
             sooner: Notify::new(),
+            config: watch::Sender::new(None),
             ttl,
         }))
+    }
+
+    /// The network config, and its changes.
+    fn config(&self) -> watch::Receiver<Option<Vec<u8>>> {
+        self.0.config.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -115,7 +122,10 @@ impl Store {
 
     /// Writes the network config, or takes it away.
     pub fn set_config(&self, config: Option<&str>) {
-        self.lock().config = config.map(|text| text.as_bytes().to_vec());
+        let config = config.map(|text| text.as_bytes().to_vec());
+        self.0
+            .config
+            .send_if_modified(|known| std::mem::replace(known, config.clone()) != config);
     }
 
     /// An operator writes an entry, with a time to live or for ever.

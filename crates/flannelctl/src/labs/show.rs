@@ -3,7 +3,6 @@
 use ::lab::Lab;
 use ::lab::reach::{Cell, Matrix};
 use ::lab::speed::Speed;
-use ::lab::store::Kind;
 use serde_json::{Value, json};
 
 use super::{DEFAULT_NAME, verdict};
@@ -106,17 +105,12 @@ pub fn inventory(lab: &Lab, daemons: &[Daemon], out: &mut Out) -> Result<(), End
     let store = match &lab.state.store {
         None => "no registry".to_owned(),
         Some(store) => {
-            let kind = if store.kind == Kind::Etcd {
-                "etcd"
-            } else {
-                "embedded registry"
-            };
             let state = if store.process.alive() {
                 ""
             } else {
                 " (NOT RUNNING)"
             };
-            format!("{kind} at {}{state}", store.endpoint)
+            format!("{} at {}{state}", store.kind, store.endpoint)
         }
     };
     let family = match lab.spec.families.to_string().as_str() {

@@ -20,13 +20,14 @@ use crate::output::{Out, Progress};
 const HELP: &str = "\
 Builds a lab, proves it, measures it, and leaves it up.
 
-Usage: flannelctl lab up [--nodes N] [--backend TYPE] [--family 4|6|46] [--etcd] [--name NAME] [--json] ...
+Usage: flannelctl lab up [--nodes N] [--backend TYPE] [--family 4|6|46] [--etcd|--kube] [--name NAME] [--json] ...
 
   --nodes N         hosts, each with one pod (default 3)
   --backend TYPE    vxlan, host-gw or any other that is built (default vxlan)
   --option K=V,...  keys of the backend's configuration, such as VNI=7,Port=4789,DirectRouting=true
   --family F        4, 6, or 46 for both (default 46)
   --etcd            Debian's etcd instead of the embedded registry
+  --kube            Kubernetes: a real API server, every host a Node (`cargo xtask kube-assets` makes the programs)
   --nftables        firewall rules by nftables instead of iptables
   --name NAME       name of the lab (default: $FLANNEL_LAB_NAME, else lab); several can be up
   --mtu N           of the underlay (default 1500)
@@ -48,7 +49,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     let grammar = Grammar {
         help: HELP,
         values: &["nodes", "backend", "option", "family", "name", "mtu", "bin-dir"],
-        switches: &["etcd", "nftables", "routed", "no-speed", "json"],
+        switches: &["etcd", "kube", "nftables", "routed", "no-speed", "json"],
         stop_at_positional: false,
     };
     let read = grammar.read(arguments)?;
@@ -63,6 +64,9 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     spec.validate().map_err(usage)?;
     let backend = backend(&read)?;
+    if read.has("etcd") && read.has("kube") {
+        return Err(Ended::Usage("--etcd and --kube: expected one of them".to_owned()));
+    }
     let interrupt = interrupt_flag()?;
     let progress = Progress::new(false);
     match build(&read, spec, &backend, &interrupt, &progress) {
@@ -101,6 +105,14 @@ fn backend(read: &Arguments) -> Result<Value, Ended> {
     Ok(backend)
 }
 
+fn kind(read: &Arguments) -> Kind {
+    match (read.has("kube"), read.has("etcd")) {
+        (true, _) => Kind::Kube,
+        (false, true) => Kind::Etcd,
+        (false, false) => Kind::Embedded,
+    }
+}
+
 fn build(
     read: &Arguments,
     spec: Spec,
@@ -109,22 +121,11 @@ fn build(
     progress: &Progress,
 ) -> anyhow::Result<(Lab, Matrix, Vec<Speed>)> {
     let executables = executables(read.value("bin-dir"))?;
-    let (hosts, kind) = (
-        spec.hosts,
-        if read.has("etcd") {
-            Kind::Etcd
-        } else {
-            Kind::Embedded
-        },
-    );
+    let (hosts, kind) = (spec.hosts, kind(read));
     progress.step(&format!("{hosts} hosts and a switch"));
     let mut lab = Lab::up(spec, &executables, interrupt.clone())?;
     lab.state.backend = backend["Type"].as_str().unwrap_or_default().to_owned();
-    progress.step(if kind == Kind::Etcd {
-        "etcd"
-    } else {
-        "embedded registry"
-    });
+    progress.step(&kind.to_string());
     lab.start_store(kind)?;
     let mut config = ::lab::flannel::config(lab.spec.families, backend.clone());
     if read.has("nftables") {

@@ -9,7 +9,7 @@ use fabric::plan;
 use fabric::subnet_env::Previous;
 use registry::{AcquireError, Backoff, Held, Registry, RegistryError, Wanted};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Daemon;
 use super::ground::{Config, Ground, previous_subnet};
@@ -22,7 +22,7 @@ const WHOLE: Duration = Duration::from_secs(5);
 const DEVICE_LOOK: Duration = Duration::from_millis(500);
 
 /// Reads a network config as far as that can be done without knowing the host.
-fn understand(registry: &dyn Registry, json: &[u8]) -> Result<NetworkConfig, String> {
+pub(super) fn understand(registry: &dyn Registry, json: &[u8]) -> Result<NetworkConfig, String> {
     let network = registry.understand(json).map_err(|refused| refused.to_string())?;
     plan::check(&network).map_err(|refused| refused.to_string())?;
     Ok(network)
@@ -31,7 +31,23 @@ fn understand(registry: &dyn Registry, json: &[u8]) -> Result<NetworkConfig, Str
 impl Daemon {
     /// Waits for what only the registry can give: the config, and, on the ground that it makes, a lease.
     pub(super) async fn join(&self, previous: &Previous, state: &State) -> anyhow::Result<(Ground, Held)> {
-        let config = self.network_config().await;
+        loop {
+            let config = self.network_config().await;
+            let text = config.text.clone();
+            tokio::select! {
+                biased;
+                joined = self.join_by(config, previous, state) => return joined,
+                () = self.config_is_another(&text) => info!("the network config is another by now: starting anew with it"),
+            }
+        }
+    }
+
+    async fn join_by(
+        &self,
+        config: Config,
+        previous: &Previous,
+        state: &State,
+    ) -> anyhow::Result<(Ground, Held)> {
         self.learn_addresses().await;
         let ground = self.ground(config).await?;
         let attributes = |subnet: &Subnet, own: Option<&Attributes>| ground.attributes(subnet, own);
@@ -47,7 +63,7 @@ impl Daemon {
 
     /// How long to wait between two attempts to get what is missing.
     pub(super) fn backoff(&self) -> Backoff {
-        Backoff::new(Duration::from_millis(200), Duration::from_secs(5), &self.chance)
+        Backoff::new(Duration::from_millis(200), Duration::from_secs(2), &self.chance)
     }
 
     /// Waits for a network config that holds together.
@@ -94,7 +110,7 @@ impl Daemon {
     }
 
     /// Where the network config lies.
-    fn config_place(&self) -> String {
+    pub(super) fn config_place(&self) -> String {
         self.options.registry.config_place()
     }
 

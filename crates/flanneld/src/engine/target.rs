@@ -176,14 +176,12 @@ impl<H: Host> Objects<H> {
 
     /// Puts something that refuses packets in the places of routes through a link that cannot be had. They were said to be
     /// withheld, whatever comes of this; it is seen and tried again at the next comparison.
-    fn close(&mut self, mut closing: Vec<Op>) {
-        while !closing.is_empty() {
-            let rest = closing.split_off(closing.len().min(SLICE));
-            let outcomes = self.kernel.apply(&closing, ApplyOptions::default());
-            for (op, outcome) in closing.iter().zip(outcomes) {
+    fn close(&mut self, closing: Vec<Op>) {
+        for slice in closing.chunks(SLICE) {
+            let outcomes = self.kernel.apply(slice, ApplyOptions::default());
+            for (op, outcome) in slice.iter().zip(outcomes) {
                 self.reporter.op(op, matches!(outcome, Outcome::Failed(_)));
             }
-            closing = rest;
             self.reporter.beat();
         }
     }
@@ -339,16 +337,17 @@ impl<H: Host> Target for Objects<H> {
         }
     }
 
-    fn apply(&mut self, steps: Vec<Op>, now: Instant) -> Vec<(Op, Fate)> {
+    // INVARIANT: of thousands of steps there is one copy at a time, and what came of them: what is taken out of them is taken in place.
+    fn apply(&mut self, mut steps: Vec<Op>, now: Instant) -> Vec<(Op, Fate)> {
         let mut fates = Vec::with_capacity(steps.len());
         // Links first, in a conversation of their own: when a device cannot be made, the thousands of objects that hang on
         // it are not tried, and their failure has one cause and one line in the log. A link that is removed for good goes
         // last, one that is removed to be made anew goes first.
         let world = self.world.as_ref();
         let is_wanted = |key: &Key| world.is_some_and(|world| world.desired().contains_key(key));
-        let (links, others): (Vec<Op>, Vec<Op>) = steps
-            .into_iter()
-            .partition(|op| op.key().is_link() && is_wanted(&op.key()));
+        let links: Vec<Op> = steps
+            .extract_if(.., |op| op.key().is_link() && is_wanted(&op.key()))
+            .collect();
         for op in &links {
             if let Op::Remove(object) = op {
                 warn!("{object}: not as it shall be, and made anew");
@@ -364,25 +363,24 @@ impl<H: Host> Target for Objects<H> {
                 };
             }
         }
-        let (mut tried, mut closing) = (Vec::with_capacity(others.len()), Vec::new());
-        for op in others {
-            let link = op.object().link();
-            if matches!(op, Op::Remove(_)) || self.stands(link) {
-                tried.push(op);
-            } else {
-                self.withheld.insert(link);
-                closing.extend(without_link(&op));
-                fates.push((op, Fate::Withheld));
-            }
+        let mut closing = Vec::new();
+        let is_withheld = |op: &Op| !matches!(op, Op::Remove(_)) && !self.stands(op.object().link());
+        let withheld: Vec<Op> = steps.extract_if(.., |op| is_withheld(op)).collect();
+        for op in withheld {
+            self.withheld.insert(op.object().link());
+            closing.extend(without_link(&op));
+            fates.push((op, Fate::Withheld));
         }
         self.close(closing);
-        while !tried.is_empty() {
-            let rest = tried.split_off(tried.len().min(SLICE));
-            self.apply_ops(tried, &mut fates, now);
-            tried = rest;
+        let mut steps = steps.into_iter();
+        loop {
+            let slice: Vec<Op> = steps.by_ref().take(SLICE).collect();
+            if slice.is_empty() {
+                return fates;
+            }
+            self.apply_ops(slice, &mut fates, now);
             self.reporter.beat();
         }
-        fates
     }
 
     /// What the kernel took along with a link or an address was not fought over. It does so without naming anybody; of links,

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::search;
 
 /// Seeds within which each is found.
-const BOUND: u64 = 400;
+const BOUND: u64 = 3000;
 
 /// Which mistake a store makes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,6 +121,10 @@ impl Entries for Mistaken {
         self.inner.watch(after, told).await
     }
 
+    async fn follow_config(&self, told: &(dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync)) {
+        self.inner.follow_config(told).await;
+    }
+
     fn state(&self) -> &watch::Sender<State> {
         self.inner.state()
     }
@@ -187,6 +191,13 @@ impl Registry for Snapless {
             };
             self.0.watch(&told).await
         })
+    }
+
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, Infallible> {
+        self.0.watch_config(sink)
     }
 
     fn resume(&self, revision: i64) {

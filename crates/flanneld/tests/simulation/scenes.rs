@@ -293,6 +293,105 @@ fn a_daemon_that_cannot_serve_ipv6_serves_ipv4_and_keeps_its_subnet_when_it_can(
     });
 }
 
+/// What a node says of the network config.
+fn said_of_config(world: &Shared, number: usize) -> Option<(String, String)> {
+    let world = world.borrow();
+    let report = world.nodes[number].process.as_ref().unwrap().truth.report();
+    let finding = report
+        .findings()
+        .iter()
+        .find(|finding| finding.subject == "network config");
+    finding.map(|finding| (finding.text.clone(), finding.hint.clone().unwrap_or_default()))
+}
+
+#[test]
+fn a_daemon_whose_config_becomes_another_says_within_two_seconds_what_and_goes_on_until_it_is_reloaded() {
+    const SOON: Duration = Duration::from_secs(2);
+    scene(2, async |world| {
+        world.borrow().store.set_config(Some(CONFIG));
+        (0..2).for_each(|number| start(world, number));
+        rested(world).await;
+        sleep(SOON).await;
+        let held = subnet(world, 0);
+        for (config, text, hint) in [
+            (
+                Some(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#),
+                "is another by now: Backend.Type was vxlan, is host-gw; this node goes on",
+                "systemctl reload flanneld (SIGHUP) takes it up",
+            ),
+            (
+                Some(r#"{"Network":"10.9.0.0/16","Backend":{"Type":"vxlan"}}"#),
+                "Network was 10.5.0.0/16, is 10.9.0.0/16",
+                "another subnet than 10.5.",
+            ),
+            (
+                Some(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlam"}}"#),
+                "cannot be used: ",
+                "put a valid one",
+            ),
+            (Some("{"), "cannot be used: ", "put a valid one"),
+            (
+                None,
+                "the network config is gone; this node goes on",
+                "put a valid one",
+            ),
+        ] {
+            world.borrow().store.set_config(config);
+            until("its word", SOON, || {
+                said_of_config(world, 0).is_some_and(|said| said.0.contains(text))
+            })
+            .await;
+            let (_, hinted) = said_of_config(world, 0).unwrap();
+            assert!(hinted.contains(hint), "{config:?}: {hinted}");
+            sleep(Duration::from_secs(30)).await;
+            assert_eq!(reasons(world, 0), [""; 0], "{config:?}");
+            assert_eq!(
+                (subnet(world, 0), routes(world, 0)),
+                (held.clone(), 1),
+                "{config:?}"
+            );
+        }
+        // Only written otherwise.
+        let same = r#"{ "Network": "10.5.0.0/16", "Backend": { "Type": "vxlan" } }"#;
+        world.borrow().store.set_config(Some(same));
+        until("nothing more to say", SOON, || said_of_config(world, 0).is_none()).await;
+        rested(world).await;
+    });
+}
+
+#[test]
+fn a_daemon_that_waits_for_a_subnet_takes_a_wider_range_within_two_seconds() {
+    const NARROW: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0","Backend":{"Type":"vxlan"}}"#;
+    scene(2, async |world| {
+        world.borrow().store.set_config(Some(NARROW));
+        start(world, 0);
+        rested_alone(world).await;
+        start(world, 1);
+        sleep(Duration::from_secs(60)).await;
+        assert!(
+            reasons(world, 1)[0].contains("no lease yet"),
+            "{:?}",
+            reasons(world, 1)
+        );
+        // What cannot be used is no reason to give up waiting by what there is.
+        world.borrow().store.set_config(Some("{"));
+        sleep(Duration::from_secs(10)).await;
+        world.borrow().store.set_config(Some(CONFIG));
+        let has_one = || {
+            let world = world.borrow();
+            let process = world.nodes[1].process.as_ref().unwrap();
+            process.truth.situation().lease.is_some()
+        };
+        until("a subnet", Duration::from_secs(2), has_one).await;
+        assert_eq!(subnet(world, 0), "10.5.1.0-24");
+        assert!(
+            said_of_config(world, 0).unwrap().0.contains("SubnetMax was"),
+            "and the other names it"
+        );
+        rested(world).await;
+    });
+}
+
 async fn rested_alone(world: &Shared) {
     until("readiness", Duration::from_secs(20), || {
         reasons(world, 0).is_empty()

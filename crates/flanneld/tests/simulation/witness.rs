@@ -80,6 +80,13 @@ impl Registry for Witnessed {
         self.inner.watch(sink)
     }
 
+    fn watch_config<'a>(
+        &'a self,
+        sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+    ) -> Pending<'a, Infallible> {
+        self.inner.watch_config(sink)
+    }
+
     fn resume(&self, revision: i64) {
         self.inner.resume(revision);
     }

@@ -3,15 +3,16 @@
 use etcd_proto::etcdserverpb::watch_client::WatchClient;
 use etcd_proto::etcdserverpb::watch_request::RequestUnion;
 use etcd_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
+use etcd_proto::mvccpb::event::EventType;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status, Streaming};
 
-use super::REQUEST_DEADLINE;
 use super::connection::{Connection, LARGEST_REPLY, describe};
 use super::store::{Stamp, Store};
 use super::wire::{Told as Response, changes_from, told as read};
+use super::{REQUEST_DEADLINE, no_config};
 use crate::RegistryError;
 use crate::entries::{Change, End, Mark, Told};
 
@@ -26,7 +27,7 @@ pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>
     };
     let failed = match timeout(
         REQUEST_DEADLINE,
-        open(store, connection.clone(), after.number + 1),
+        open(connection.clone(), all_leases(store, after.number + 1)),
     )
     .await
     {
@@ -77,19 +78,65 @@ fn is_behind(first: &WatchResponse, listed: i64) -> bool {
     number < listed
 }
 
-async fn open(
+/// Tells the network config as it is and as it becomes, until something ends that.
+pub(super) async fn follow_config(
     store: &Store,
-    connection: Connection,
-    start_revision: i64,
-) -> Result<(WatchResponse, Streaming<WatchResponse>), Status> {
+    told: &(dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
+) {
+    let Ok((revision, entry)) = store.entry(store.keys.config()).await else {
+        return;
+    };
+    let tell = |value: Option<Vec<u8>>| told(value.ok_or_else(|| no_config(&store.keys)));
+    tell(entry.map(|entry| entry.value));
+    let Ok(connection) = store.members.connection().await else {
+        return;
+    };
     let create = WatchCreateRequest {
+        key: store.keys.config().as_bytes().to_vec(),
+        start_revision: revision + 1,
+        ..Default::default()
+    };
+    // One that does not stand by then is not waited for; whether the member is well is the other watch's to find out.
+    let Ok(Ok((first, mut responses))) = timeout(REQUEST_DEADLINE, open(connection, create)).await else {
+        return;
+    };
+    if is_behind(&first, revision) {
+        return;
+    }
+    let mut response = first;
+    loop {
+        match read(response) {
+            Response::Compacted(_) | Response::Canceled(_) => return,
+            Response::Progress(_) => {}
+            Response::Events { events, .. } => {
+                if let Some(event) = events.into_iter().next_back() {
+                    let is_put = event.r#type() == EventType::Put;
+                    tell(event.kv.filter(|_| is_put).map(|entry| entry.value));
+                }
+            }
+        }
+        response = match responses.message().await {
+            Ok(Some(response)) => response,
+            Ok(None) | Err(_) => return,
+        };
+    }
+}
+
+fn all_leases(store: &Store, start_revision: i64) -> WatchCreateRequest {
+    WatchCreateRequest {
         key: store.keys.subnets().as_bytes().to_vec(),
         range_end: store.keys.subnets_end(),
         start_revision,
         progress_notify: true,
         fragment: true,
         ..Default::default()
-    };
+    }
+}
+
+async fn open(
+    connection: Connection,
+    create: WatchCreateRequest,
+) -> Result<(WatchResponse, Streaming<WatchResponse>), Status> {
     let create = WatchRequest {
         request_union: Some(RequestUnion::CreateRequest(create)),
     };

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::server::{Access, Server};
-use crate::names;
+use crate::{Pending, names};
 
 /// Who listens answers within this time, or is not there: a server that comes back is looked for often enough to be found soon.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -66,6 +66,48 @@ pub(super) struct Status {
     pub(super) code: u16,
 }
 
+/// Both directions of a byte stream.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// How byte streams to a server are had.
+pub trait Way: Send + Sync {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// Nobody answers there; it comes back within a bounded time.
+    fn open<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+    ) -> Pending<'a, Result<Box<dyn Stream>, Box<dyn Error + Send + Sync>>>;
+}
+
+/// By TCP.
+pub(super) struct Tcp;
+
+impl Way for Tcp {
+    fn open<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, Result<Box<dyn Stream>, ConnectError>> {
+        Box::pin(async move {
+            let found = bounded(HANDSHAKE_DEADLINE, names::look_up(host, port)).await??;
+            let stream = connect(&found).await?;
+            stream.set_nodelay(true)?;
+            // Whoever is gone without a word is noticed within half a minute, also while nothing is being said.
+            let socket = SockRef::from(&stream);
+            socket.set_tcp_keepalive(
+                &TcpKeepalive::new()
+                    .with_time(Duration::from_secs(10))
+                    .with_interval(Duration::from_secs(5))
+                    .with_retries(3),
+            )?;
+            socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
 /// A connection.
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
@@ -87,22 +129,15 @@ impl fmt::Debug for Connection {
 
 impl Connection {
     /// Connects to where the server is now said to be, with the credentials that now count.
-    pub(super) async fn open(access: &Access, sent: &Arc<AtomicU64>) -> Result<Connection, ConnectError> {
+    pub(super) async fn open(
+        way: &dyn Way,
+        access: &Access,
+        sent: &Arc<AtomicU64>,
+    ) -> Result<Connection, ConnectError> {
         let server = Server::find(access)?;
         let url = server.url();
         let opened = async {
-            let found = bounded(HANDSHAKE_DEADLINE, names::look_up(&server.host, server.port)).await??;
-            let stream = connect(&found).await?;
-            stream.set_nodelay(true)?;
-            // Whoever is gone without a word is noticed within half a minute, also while nothing is being said.
-            let socket = SockRef::from(&stream);
-            socket.set_tcp_keepalive(
-                &TcpKeepalive::new()
-                    .with_time(Duration::from_secs(10))
-                    .with_interval(Duration::from_secs(5))
-                    .with_retries(3),
-            )?;
-            socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))?;
+            let stream = way.open(&server.host, server.port).await?;
             bounded(HANDSHAKE_DEADLINE, Connection::open_over(stream, &server, sent)).await?
         };
         opened
@@ -111,7 +146,7 @@ impl Connection {
     }
 
     async fn open_over(
-        stream: TcpStream,
+        stream: Box<dyn Stream>,
         server: &Server,
         sent: &Arc<AtomicU64>,
     ) -> Result<Connection, ConnectError> {
@@ -167,6 +202,13 @@ impl Connection {
     pub(super) async fn patch(&mut self, path: &str, body: String) -> Result<String, Failed> {
         const MERGE: HeaderValue = HeaderValue::from_static("application/strategic-merge-patch+json");
         let request = self.request(Method::PATCH, path, Some(MERGE), Bytes::from(body))?;
+        self.whole(request, DEADLINE).await
+    }
+
+    /// Creates an object at a path.
+    pub(super) async fn post(&mut self, path: &str, body: String) -> Result<String, Failed> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let request = self.request(Method::POST, path, Some(JSON), Bytes::from(body))?;
         self.whole(request, DEADLINE).await
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use fabric::go_json::write_quoted;
 use fabric::lease::Lease;
 use fabric::utc;
 use serde::Deserialize;
@@ -10,12 +11,16 @@ use tracing::info;
 
 use super::{Kube, Own};
 use crate::chance::Backoff;
-use crate::{Held, Holding, Over, RegistryError, Wanted};
+use crate::{DataPath, Held, Holding, Over, RegistryError, Wanted};
 
 /// The condition by which Kubernetes knows that pods may be put on a node.
 const CONDITION: &str = "NetworkUnavailable";
 /// What it is to be: its status and, as Go flannel writes it, why.
 const IS_UP: &str = "False FlannelIsUp";
+/// The reason while the data path does not stand.
+const IS_DOWN: &str = "FlannelIsDown";
+/// What has not stood for so long is said to be down: the scheduler then puts no new pod there. What is repaired sooner is nobody's business.
+const DOWN_AFTER: Duration = Duration::from_secs(60);
 /// After so long without having had to write anything, whoever wrote over it has stopped.
 const QUIET: Duration = Duration::from_secs(60);
 /// What is merely missing is written again no sooner than this after it was written.
@@ -59,14 +64,20 @@ pub(super) fn condition_in(json: &str) -> Option<String> {
     Some(format!("{} {}", found.status, found.reason))
 }
 
-/// The body of a patch that sets the condition.
-fn condition_patch(now: SystemTime) -> String {
+/// The body of a patch that sets the condition: down for a reason, or up.
+fn condition_patch(down: Option<&str>, now: SystemTime) -> String {
     let seconds = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let now = format!("{}Z", utc::Seconds(seconds));
+    let (status, reason) = match down {
+        None => ("False", "FlannelIsUp"),
+        Some(_) => ("True", IS_DOWN),
+    };
+    let mut message = String::new();
+    write_quoted(&mut message, down.unwrap_or("Flannel is running on this node"));
     format!(
-        r#"{{"status":{{"conditions":[{{"type":"{CONDITION}","status":"False","lastHeartbeatTime":"{now}","lastTransitionTime":"{now}","reason":"FlannelIsUp","message":"Flannel is running on this node"}}]}}}}"#
+        r#"{{"status":{{"conditions":[{{"type":"{CONDITION}","status":"{status}","lastHeartbeatTime":"{now}","lastTransitionTime":"{now}","reason":"{reason}","message":{message}}}]}}}}"#
     )
 }
 
@@ -81,8 +92,8 @@ enum Step {
         /// Somebody wrote others in their place.
         contested: bool,
     },
-    /// Its condition has to be set.
-    SetCondition,
+    /// Its condition has to be set: down for a reason, or up.
+    SetCondition(Option<String>),
     /// It has another subnet by now.
     Moved(String),
     /// There is no such Node, or it has no subnet yet.
@@ -117,11 +128,31 @@ fn next_step(kube: &Kube, wanted: &Wanted<'_>, held: &Lease) -> Step {
             wanted.any(|(name, text)| node.annotations.get(name).is_some_and(|there| there != text));
         return Step::Annotate { body, contested };
     }
-    let is_up = kube.options.sets_condition && *kube.ready.borrow();
-    if is_up && condition.as_deref() != Some(IS_UP) {
-        return Step::SetCondition;
+    if !kube.options.sets_condition {
+        return Step::Wait;
     }
-    Step::Wait
+    match &*kube.data_path.borrow() {
+        (DataPath::Stands, _) if condition.as_deref() != Some(IS_UP) => Step::SetCondition(None),
+        // Whoever else says so has another reason to.
+        (DataPath::Broken(why), since)
+            if since.elapsed() >= DOWN_AFTER && !says_down(condition.as_deref()) =>
+        {
+            Step::SetCondition(Some(why.clone()))
+        }
+        _ => Step::Wait,
+    }
+}
+
+fn says_down(condition: Option<&str>) -> bool {
+    condition.is_some_and(|condition| condition.starts_with("True "))
+}
+
+/// When what does not stand is to be said to be down, if that is to come.
+fn down_at(kube: &Kube) -> Option<Instant> {
+    match &*kube.data_path.borrow() {
+        (DataPath::Broken(_), since) => Some(*since + DOWN_AFTER).filter(|at| *at > Instant::now()),
+        _ => None,
+    }
 }
 
 /// See [`crate::Registry::keep`].
@@ -131,7 +162,7 @@ pub(super) async fn keep(
     held: Held,
     report: &(dyn Fn(Holding) + Send + Sync),
 ) -> Over {
-    let (mut own, mut ready) = (kube.own.subscribe(), kube.ready.subscribe());
+    let (mut own, mut data_path) = (kube.own.subscribe(), kube.data_path.subscribe());
     let backoff = |most| Backoff::new(Duration::from_millis(100), most, &kube.chance);
     let (mut contested, mut refused) = (backoff(DAMPED), backoff(REFUSED));
     let mut not_before = Instant::now();
@@ -139,7 +170,7 @@ pub(super) async fn keep(
     let mut failing = false;
     loop {
         own.mark_unchanged();
-        ready.mark_unchanged();
+        data_path.mark_unchanged();
         let step = next_step(kube, wanted, &held.lease);
         let is_late = Instant::now() < not_before;
         let write = match step {
@@ -150,7 +181,7 @@ pub(super) async fn keep(
                 }
                 None
             }
-            Step::Wait | Step::SetCondition if std::mem::take(&mut is_gone) => {
+            Step::Wait | Step::SetCondition(_) if std::mem::take(&mut is_gone) => {
                 report(Holding::Regained {
                     created: 0,
                     expires: None,
@@ -158,7 +189,7 @@ pub(super) async fn keep(
                 continue;
             }
             Step::Wait => None,
-            Step::Annotate { .. } | Step::SetCondition if is_late => None,
+            Step::Annotate { .. } | Step::SetCondition(_) if is_late => None,
             Step::Annotate {
                 body,
                 contested: by_somebody,
@@ -167,8 +198,9 @@ pub(super) async fn keep(
                 let pause = if by_somebody { contested.step() } else { AT_ONCE };
                 Some((written, pause, "annotations"))
             }
-            Step::SetCondition => {
-                let written = kube.patch_own(condition_patch(SystemTime::now())).await;
+            Step::SetCondition(down) => {
+                let body = condition_patch(down.as_deref(), SystemTime::now());
+                let written = kube.patch_own(body).await;
                 Some((written, contested.step(), "condition NetworkUnavailable"))
             }
         };
@@ -201,10 +233,12 @@ pub(super) async fn keep(
             true => not_before,
             false => Instant::now() + QUIET,
         };
+        let down_at = down_at(kube);
+        let sooner = down_at.map_or(until, |at| at.min(until));
         tokio::select! {
             _ = own.changed() => {}
-            _ = ready.changed() => {}
-            () = tokio::time::sleep_until(until) => if until > not_before {
+            _ = data_path.changed() => {}
+            () = tokio::time::sleep_until(sooner) => if sooner == until && until > not_before {
                 contested.reset();
             },
         }

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::connection::{Connection, Failed};
+use super::nodes::Unread;
 use super::{Kube, Own};
 use crate::chance::Backoff;
 use crate::lock;
@@ -69,23 +70,53 @@ impl Kube {
         network: &NetworkConfig,
         own: &str,
     ) -> Result<Listed, Failed> {
-        let mut pages = Pages::default();
         let mut read = Vec::new();
         let mut own_is_there = false;
+        let take = |node: Result<NodeObject, String>, json: &str| match node {
+            Ok(node) => {
+                if node.name == own {
+                    own_is_there = true;
+                    // What it says beside its lease is asked for by who keeps it.
+                    self.note_present(&node, json);
+                }
+                read.push(Ok(node));
+            }
+            Err(reason) => match unread(json, reason) {
+                Ok(unread) => read.push(Err(unread)),
+                Err(reason) => warn!("a Node is passed over: {reason}"),
+            },
+        };
+        let version = self.each_node(connection, take).await?;
+        if !own_is_there {
+            self.note_own(Own::Absent);
+        }
+        let revision = number_of(&version);
+        let mut nodes = lock(&self.nodes);
+        let mut listing = nodes.list();
+        for node in &read {
+            match node {
+                Ok(node) => listing.take(node, network),
+                Err(unread) => listing.keep(unread),
+            }
+        }
+        let snapshot = listing.end(revision);
+        drop(nodes);
+        self.compare_own(own);
+        Ok(Listed { snapshot, version })
+    }
+
+    /// Takes every Node, page by page, as it was read and as it came; from which version on a watch goes on.
+    pub(super) async fn each_node(
+        &self,
+        connection: &mut Connection,
+        mut take: impl FnMut(Result<NodeObject, String>, &str) + Send,
+    ) -> Result<String, Failed> {
+        let mut pages = Pages::default();
         loop {
             let text = self.page(connection, &pages.path()).await?;
             let list = List::read(&text)?;
             for item in list.items.iter().flatten() {
-                match NodeObject::read(item.get(), &self.options.prefix) {
-                    Ok(node) if node.name == own => {
-                        own_is_there = true;
-                        // What it says beside its lease is asked for by who keeps it.
-                        self.note_present(&node, item.get());
-                        read.push(node);
-                    }
-                    Ok(node) => read.push(node),
-                    Err(reason) => warn!("a Node is passed over: {reason}"),
-                }
+                take(NodeObject::read(item.get(), &self.options.prefix), item.get());
             }
             if pages.version.is_empty() {
                 // Of the first page: what came after it is heard once more rather than not at all.
@@ -94,7 +125,7 @@ impl Kube {
             pages.next = list.metadata.next.into_owned();
             pages.read += 1;
             if pages.next.is_empty() {
-                break;
+                return Ok(pages.version);
             }
             if pages.read == PAGES {
                 return Err(Failed::Odd(format!(
@@ -102,19 +133,6 @@ impl Kube {
                 )));
             }
         }
-        if !own_is_there {
-            self.note_own(Own::Absent);
-        }
-        let revision = number_of(&pages.version);
-        let mut nodes = lock(&self.nodes);
-        let mut listing = nodes.list();
-        for node in &read {
-            listing.take(node, network);
-        }
-        Ok(Listed {
-            snapshot: listing.end(revision),
-            version: pages.version,
-        })
     }
 
     /// One page. A server that has too much to do is asked for the same page again, not for all of them from the first.
@@ -133,6 +151,25 @@ impl Kube {
     pub(super) async fn newest(&self, connection: &mut Connection) -> Result<i64, Failed> {
         let text = connection.get_page("/api/v1/nodes?limit=1").await?;
         Ok(number_of(&List::read(&text)?.metadata.resource_version))
+    }
+}
+
+/// A Node object that cannot be read, of which the name can; else why.
+pub(super) fn unread(json: &str, reason: String) -> Result<Unread, String> {
+    #[derive(Deserialize)]
+    struct Named {
+        metadata: NameAlone,
+    }
+    #[derive(Deserialize)]
+    struct NameAlone {
+        name: String,
+    }
+    match serde_json::from_str::<Named>(json) {
+        Ok(Named { metadata }) if !metadata.name.is_empty() => Ok(Unread {
+            name: metadata.name,
+            reason,
+        }),
+        _ => Err(reason),
     }
 }
 

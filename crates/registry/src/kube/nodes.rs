@@ -4,13 +4,22 @@
 //! flannel's takes away what it had and nothing of another's, in whatever order that is heard.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use fabric::annotations::{NodeObject, entry_of};
 use fabric::config::NetworkConfig;
-use fabric::lease::{Delta, Lease, Rejected, Snapshot, Subnet};
+use fabric::lease::{Attributes, Delta, Lease, Rejected, Snapshot, Subnet};
 
 /// A Node's place among those that have one subnet: the oldest has it.
 type Seniority = (i64, String);
+
+/// A Node object of which no more than the name can be read.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub(super) name: String,
+    /// Why.
+    pub(super) reason: String,
+}
 
 /// What a Node is known for.
 #[derive(Debug, Default)]
@@ -68,6 +77,51 @@ impl Nodes {
                 delta.refuse(rejected);
             }
         }
+    }
+
+    /// A Node says what cannot be read at all: the lease it was stays.
+    pub(super) fn keep(&mut self, unread: Unread, delta: &mut Delta) {
+        let Unread { name, reason } = unread;
+        delta.refuse(Rejected {
+            key: entry_of(&name),
+            reason,
+        });
+        self.known.entry(name).or_default().refused = true;
+    }
+
+    /// Who else has a subnet that is, or overlaps, a Node's own; in words.
+    pub(super) fn overlap_with(&self, own: &str) -> Option<String> {
+        let subnet = self.known.get(own)?.lease.as_ref()?.subnet;
+        let others = self.holders.iter().filter(|(other, _)| other.overlaps(&subnet));
+        let (other, name) = others
+            .flat_map(|(other, holders)| holders.iter().map(move |(_, name)| (other, name)))
+            .find(|(_, name)| *name != own)?;
+        Some(format!(
+            "podCIDR {subnet} overlaps {other} of Node {name}: pods of one of them are not reached; delete one Node and register it anew"
+        ))
+    }
+
+    /// Another Node that publishes one of a Node's addresses; in words.
+    pub(super) fn namesake_of(&self, own: &str) -> Option<String> {
+        let ours = &self.known.get(own)?.lease.as_ref()?.attributes;
+        let same = |theirs: &Attributes| -> Option<IpAddr> {
+            let v4 = (theirs.public_ip == ours.public_ip && !ours.public_ip.is_unspecified())
+                .then_some(IpAddr::V4(ours.public_ip));
+            v4.or_else(|| {
+                ours.public_ip6
+                    .filter(|v6| theirs.public_ip6 == Some(*v6) && !v6.is_unspecified())
+                    .map(IpAddr::V6)
+            })
+        };
+        // Always the same one of several, so that it is not said anew.
+        let others = self.known.iter().filter(|(name, _)| *name != own);
+        let (name, address) = others
+            .filter_map(|(name, known)| Some((name, same(&known.lease.as_ref()?.attributes)?)))
+            .min()?;
+        Some(format!(
+            "Node {name} publishes the address of this node, {address}: peers send packets for both to one of them; give one of them another \
+             (--iface, --public-ip, or the annotation public-ip-overwrite)"
+        ))
     }
 
     /// A Node is gone, whatever it said at last.
@@ -179,6 +233,17 @@ impl Listing<'_> {
                 self.rejected.push(rejected);
             }
         }
+    }
+
+    /// One of the Nodes that are listed, and cannot be read: the lease it was stays.
+    pub(super) fn keep(&mut self, unread: &Unread) {
+        let lease = self.before.remove(&unread.name).and_then(|known| known.lease);
+        self.nodes.set(&unread.name, lease, &mut Delta::default());
+        self.nodes.known.entry(unread.name.clone()).or_default().refused = true;
+        self.rejected.push(Rejected {
+            key: entry_of(&unread.name),
+            reason: unread.reason.clone(),
+        });
     }
 
     /// All have been listed.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::connection::{Connection, Failed, Status, in_words};
-use super::listing::{is_busy, number_of, percent_encode};
+use super::listing::{is_busy, number_of, percent_encode, unread};
 use super::{Kube, Own};
 use crate::chance::Backoff;
 use crate::{REASSERTION, STOOD, lock};
@@ -49,6 +49,16 @@ struct Bookmark {
 struct BookmarkMetadata {
     #[serde(default)]
     resource_version: String,
+}
+
+/// Type and object of an event as every API server writes it, without a look into the object: of a heartbeat's sixteen kilobytes most
+/// are of no interest.
+fn in_two(text: &str) -> Option<(&str, &str)> {
+    let rest = text.trim_end().strip_prefix(r#"{"type":""#)?;
+    let (kind, rest) = rest.split_once('"')?;
+    let object = rest.strip_prefix(r#","object":"#)?.strip_suffix('}')?;
+    let is_word = kind.bytes().all(|byte| byte.is_ascii_uppercase());
+    is_word.then_some((kind, object))
 }
 
 /// How a watch ended.
@@ -311,12 +321,18 @@ impl Follower<'_> {
         if text.trim().is_empty() {
             return None;
         }
-        let event: Event<'_> = match serde_json::from_str(text) {
-            Ok(event) => event,
-            Err(failure) => return broken(format!("an event that cannot be read: {failure}")),
+        let event: Event<'_>;
+        let (kind, object) = match in_two(text) {
+            Some(parts) => parts,
+            None => {
+                event = match serde_json::from_str(text) {
+                    Ok(event) => event,
+                    Err(failure) => return broken(format!("an event that cannot be read: {failure}")),
+                };
+                (&*event.kind, event.object.get())
+            }
         };
-        let object = event.object.get();
-        match &*event.kind {
+        match kind {
             "ADDED" | "MODIFIED" | "DELETED" => {}
             "BOOKMARK" => {
                 // An object with nothing but its version.
@@ -342,7 +358,7 @@ impl Follower<'_> {
         }
         match NodeObject::read(object, &self.kube.options.prefix) {
             Ok(node) => {
-                let is_gone = event.kind == "DELETED";
+                let is_gone = kind == "DELETED";
                 if node.name == self.own {
                     match is_gone {
                         true => self.kube.note_own(Own::Absent),
@@ -357,7 +373,12 @@ impl Follower<'_> {
                 drop(nodes);
                 self.advance(node.version);
             }
-            Err(reason) => warn!("a Node is passed over: {reason}"),
+            Err(reason) => match unread(object, reason) {
+                Ok(unread) if kind == "DELETED" => lock(&self.kube.nodes).remove(&unread.name, delta),
+                Ok(unread) => lock(&self.kube.nodes).keep(unread, delta),
+                // Of whom it was is not known: whoever it was has changed.
+                Err(reason) => return broken(format!("an event whose object cannot be read: {reason}")),
+            },
         }
         None
     }
@@ -373,6 +394,7 @@ impl Follower<'_> {
         if delta.is_nothing() {
             return;
         }
+        self.kube.compare_own(&self.own);
         let number = number_of(&self.version);
         delta.revision = number;
         self.kube.state.send_if_modified(|state| {
@@ -380,5 +402,32 @@ impl Follower<'_> {
             false
         });
         (self.sink)(Update::Delta(delta));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_when_written_as_servers_do_then_in_two_and_else_left_to_the_parser() {
+        assert_eq!(
+            in_two(r#"{"type":"ADDED","object":{"a":{}}}"#),
+            Some(("ADDED", r#"{"a":{}}"#))
+        );
+        for other in [
+            r#"{"object":{"a":{}},"type":"ADDED"}"#,
+            r#"{"type": "ADDED","object":{}}"#,
+            r#"{"type":"A\u0044DED","object":{}}"#,
+            r#"{"type":"ADDED","more":1,"object":{}}"#,
+            r#"{"type":"ADDED","object":{}"#,
+            "",
+        ] {
+            let read = in_two(other);
+            assert!(
+                read.is_none_or(|(_, object)| serde_json::from_str::<serde_json::Value>(object).is_err()),
+                "{other}: {read:?}"
+            );
+        }
     }
 }

@@ -204,6 +204,13 @@ impl Client {
     }
 }
 
+fn no_config() -> RegistryError {
+    RegistryError::NotFound {
+        what: "network config",
+        place: "no key \"config\"".to_owned(),
+    }
+}
+
 async fn pass(time: Duration) {
     if !time.is_zero() {
         sleep(time).await;
@@ -226,11 +233,8 @@ impl Entries for Client {
     type Handle = Stamp;
 
     async fn config(&self) -> Result<Vec<u8>, RegistryError> {
-        let config = self.call("config", |state| state.config.clone()).await?;
-        config.ok_or_else(|| RegistryError::NotFound {
-            what: "network config",
-            place: "no key \"config\"".to_owned(),
-        })
+        let config = self.call("config", |_| self.store.config().borrow().clone());
+        config.await?.ok_or_else(no_config)
     }
 
     async fn list(&self, wish: &Wish<'_, Stamp>) -> Result<Listing<Stamp>, RegistryError> {
@@ -339,6 +343,24 @@ impl Entries for Client {
         };
         told(Told::Standing);
         self.deliver(watcher, &news, told).await
+    }
+
+    async fn follow_config(&self, told: &(dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync)) {
+        let mut config = self.store.config();
+        if self.call("watch config", |_| ()).await.is_err() {
+            return;
+        }
+        loop {
+            // Whoever is cut off hears of it later.
+            while self.is_cut_off() {
+                sleep(SILENCE).await;
+            }
+            let now = config.borrow_and_update().clone();
+            told(now.ok_or_else(no_config));
+            if config.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn state(&self) -> &watch::Sender<State> {

@@ -143,7 +143,6 @@ pub(super) enum Wrote {
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) config: Option<Vec<u8>>,
     number: i64,
     /// How often the store became another.
     restores: u64,

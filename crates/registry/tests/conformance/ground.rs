@@ -25,6 +25,8 @@ pub trait Ground: Send + Sync + 'static {
     type Client: Registry + 'static;
     fn client(&self, ttl: Duration) -> Arc<Self::Client>;
     fn put(&self, key: &str, value: &str);
+    /// Writes the network config, or takes it away.
+    fn set_config(&self, config: Option<&str>);
     /// As another node would, with a time to live of its own.
     fn put_for(&self, key: &str, value: &str, ttl: Duration);
     fn delete(&self, key: &str);
@@ -69,6 +71,13 @@ impl Ground for Etcd {
 
     fn put(&self, key: &str, value: &str) {
         self.0.put(&at(key), value);
+    }
+
+    fn set_config(&self, config: Option<&str>) {
+        match config {
+            Some(config) => self.0.put("/n/config", config),
+            None => drop(self.0.ctl(&["del", "/n/config"])),
+        }
     }
 
     fn put_for(&self, key: &str, value: &str, ttl: Duration) {
@@ -177,6 +186,10 @@ impl Ground for InMemory {
 
     fn put(&self, key: &str, value: &str) {
         self.store.put(key, value, None);
+    }
+
+    fn set_config(&self, config: Option<&str>) {
+        self.store.set_config(config);
     }
 
     fn put_for(&self, key: &str, value: &str, ttl: Duration) {

@@ -9,6 +9,7 @@ use crate::ground::{
 
 conform! {
     a_config_that_is_not_there_is_not_found,
+    a_config_is_told_as_it_is_and_whenever_it_is_another_over_an_outage_and_a_new_history,
     changes_come_as_deltas_and_cost_no_request,
     entries_that_are_no_leases_are_rejected_and_take_no_lease_away,
     after_acquiring_the_watch_goes_on_from_the_same_listing_and_sees_the_own_lease_come,
@@ -22,6 +23,53 @@ conform! {
 async fn a_config_that_is_not_there_is_not_found(ground: impl Ground) {
     let error = ground.client(DAY).network_config().await.unwrap_err();
     assert!(matches!(&error, RegistryError::NotFound { .. }), "{error}");
+}
+
+async fn a_config_is_told_as_it_is_and_whenever_it_is_another_over_an_outage_and_a_new_history(
+    mut ground: impl Ground,
+) {
+    let registry = ground.client(DAY);
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let task = tokio::spawn({
+        let registry = std::sync::Arc::clone(&registry);
+        async move {
+            let sink = move |read: Result<Vec<u8>, RegistryError>| {
+                let told = match read {
+                    Ok(json) => Some(String::from_utf8(json).unwrap()),
+                    Err(RegistryError::NotFound { .. }) => None,
+                    Err(failure) => panic!("{failure}"),
+                };
+                let _ = sender.send(told);
+            };
+            match registry.watch_config(&sink).await {}
+        }
+    });
+    // After an outage it may be told again what it is.
+    let mut last = Some("nothing yet".to_owned());
+    let mut next = async |wanted: Option<&str>| {
+        while last.as_deref() != wanted {
+            let heard = tokio::time::timeout(crate::ground::PATIENCE, heard.recv()).await;
+            last = heard.expect("a word").expect("it goes on");
+        }
+    };
+    next(None).await;
+    ground.set_config(Some("{}"));
+    next(Some("{}")).await;
+    let before = registry.requests();
+    ground.set_config(Some(CONFIG));
+    next(Some(CONFIG)).await;
+    assert_eq!(registry.requests(), before, "a change costs no request");
+    ground.set_config(None);
+    next(None).await;
+    ground.stop();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ground.go_on();
+    ground.set_config(Some("1"));
+    next(Some("1")).await;
+    ground.empty();
+    ground.set_config(Some("2"));
+    next(Some("2")).await;
+    task.abort();
 }
 
 async fn changes_come_as_deltas_and_cost_no_request(ground: impl Ground) {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod history;
 mod server;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use fabric::annotations::Prefix;
 use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Update};
 use registry::kube::{Access, Identity, Options};
-use registry::{AcquireError, Chance, Held, Holding, Kube, Over, Registry, RegistryError, Wanted};
+use registry::{AcquireError, Chance, DataPath, Held, Holding, Kube, Over, Registry, RegistryError, Wanted};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -286,8 +287,7 @@ async fn lease_when_kubernetes_gave_none_or_none_of_the_network_then_it_is_said_
     };
     refused(r#"has no Node "own": it has not been registered, or was deleted"#).await;
     server.put("own", |_| {});
-    refused("Node own: it has no podCIDR yet (is the controller manager run with --allocate-node-cidrs")
-        .await;
+    refused("Node own: it has no podCIDR yet").await;
     server.put("own", |node| node["spec"]["podCIDR"] = json!("10.9.1.0/24"));
     refused("10.9.1.0/24 is not inside the network 10.244.0.0/16").await;
     server.put("own", |node| node["spec"]["podCIDR"] = json!("fd00::/64"));
@@ -302,6 +302,141 @@ async fn lease_when_kubernetes_gave_none_or_none_of_the_network_then_it_is_said_
         matches!(error, AcquireError::Registry(RegistryError::Unreachable(_))),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn event_when_kubernetes_gives_no_subnet_or_one_of_another_network_then_the_cause_is_told_once() {
+    let server = Server::start().await;
+    server.put("own", |_| {});
+    let client = kube(&server);
+    let end = Instant::now() + PATIENCE;
+    while server.said().is_empty() {
+        assert!(Instant::now() < end, "no event");
+        assert!(acquire(&client).await.is_err());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let error = acquire(&client).await.unwrap_err().to_string();
+    assert!(
+        error.contains("none of 1 Nodes has one: the controller manager hands none out"),
+        "{error}"
+    );
+    let (reason, message) = server.said().remove(0);
+    assert_eq!(reason, "PodCIDRNotAssigned");
+    assert!(
+        message.starts_with("it has no podCIDR yet: none of 1 Nodes has one"),
+        "{message}"
+    );
+    assert_eq!(server.said().len(), 1, "said once");
+    server.put("own", |node| node["spec"]["podCIDR"] = json!("10.9.1.0/24"));
+    assert!(acquire(&client).await.is_err());
+    assert!(acquire(&client).await.is_err());
+    let reasons: Vec<String> = server.said().into_iter().map(|said| said.0).collect();
+    assert_eq!(reasons, ["PodCIDRNotAssigned", "PodCIDROutsideNetwork"]);
+    // Without the right to write them all else goes on.
+    server.refuse("event", Some((403, "events is forbidden")));
+    server.put("own", |node| node["spec"]["podCIDR"] = json!("10.244.1.0/24"));
+    assert!(acquire(&client).await.is_ok());
+}
+
+#[tokio::test]
+async fn event_when_another_node_has_our_address_or_subnet_then_told_by_us_and_tried_once_where_refused() {
+    let following = Following::start().await;
+    let events = |reason: &str| {
+        following
+            .server
+            .said()
+            .into_iter()
+            .filter(|said| said.0 == reason)
+            .count()
+    };
+    following.comes_to(&[OWN, A, B]).await;
+    assert_eq!(following.server.said(), [], "nothing is wrong");
+    annotate(&following.server, "a", "public-ip", Some("192.0.2.1"));
+    until("an event", || events("DuplicatePublicIP") == 1).await;
+    let (_, message) = following.server.said().remove(0);
+    assert!(
+        message.starts_with("Node a publishes the address of this node, 192.0.2.1: "),
+        "{message}"
+    );
+    // A wider subnet than ours, in which it lies.
+    following
+        .server
+        .put("b", |node| node["spec"]["podCIDR"] = json!("10.244.0.0/23"));
+    until("an event", || events("PodCIDROverlaps") == 1).await;
+    let (_, message) = following.server.said().remove(1);
+    assert!(
+        message.contains("podCIDR 10.244.1.0-24 overlaps 10.244.0.0-23 of Node b: "),
+        "{message}"
+    );
+    // It is not said again for every change of somebody.
+    for third in 4..8 {
+        peer(&following.server, &format!("n{third}"), third);
+    }
+    let n7 = || {
+        following
+            .heard
+            .lock()
+            .unwrap()
+            .leases
+            .contains_key("10.244.7.0-24")
+    };
+    until("the last of them", n7).await;
+    assert_eq!(following.server.said().len(), 2);
+}
+
+#[tokio::test]
+async fn event_when_refused_then_not_asked_for_with_every_change() {
+    let server = Server::start().await;
+    server.refuse("event", Some((403, "events is forbidden")));
+    register(&server, "own", 1);
+    peer(&server, "a", 2);
+    annotate(&server, "a", "public-ip", Some("192.0.2.1"));
+    let following = Following::on(server).await;
+    let asked = || {
+        following
+            .server
+            .requests()
+            .iter()
+            .filter(|request| request.contains("/events"))
+            .count()
+    };
+    until("an attempt", || asked() == 1).await;
+    for third in 4..8 {
+        peer(&following.server, &format!("n{third}"), third);
+    }
+    let n7 = || {
+        following
+            .heard
+            .lock()
+            .unwrap()
+            .leases
+            .contains_key("10.244.7.0-24")
+    };
+    until("the last of them", n7).await;
+    assert_eq!(asked(), 1);
+}
+
+#[tokio::test]
+async fn node_when_it_cannot_be_read_at_all_then_the_lease_it_was_stays_and_it_is_named() {
+    let following = Following::start().await;
+    following.comes_to(&[OWN, A, B]).await;
+    let spoil = |node: &mut Value| node["metadata"]["annotations"] = json!(["no", "object"]);
+    following.server.put("a", spoil);
+    until("its name", || following.refused() == ["node a"]).await;
+    assert!(following.has(&[OWN, A, B]));
+    // In a listing as well.
+    following.server.compact();
+    following.server.end_watches();
+    following.watching().await;
+    until("a second listing", || {
+        following.heard.lock().unwrap().snapshots == 2
+    })
+    .await;
+    assert!(following.has(&[OWN, A, B]) && following.refused() == ["node a"]);
+    // It is gone in the end.
+    following.server.delete("a");
+    following.comes_to(&[OWN, B]).await;
+    until("nothing to name", || following.refused().is_empty()).await;
 }
 
 #[tokio::test]
@@ -673,7 +808,7 @@ async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() 
     following
         .server
         .refuse("patch", Some((500, "etcdserver: request timed out")));
-    following.kube.ready(true);
+    following.kube.note(DataPath::Stands);
     until("the failure", || {
         following.kube.states().borrow().last_failure.is_some()
     })
@@ -710,6 +845,24 @@ async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() 
         condition(&following).is_some_and(|condition| condition["status"] == "False")
     })
     .await;
+    // What has not stood for a minute is told, with the reason, and taken back when it stands.
+    following
+        .kube
+        .note(DataPath::Broken("link flannel.1: \"foreign\"".to_owned()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(condition(&following).unwrap()["status"], "False", "not at once");
+    tokio::time::pause();
+    let down = || condition(&following).is_some_and(|condition| condition["status"] == "True");
+    for _ in 0..70 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    tokio::time::resume();
+    until("the condition", down).await;
+    let set = condition(&following).unwrap();
+    assert_eq!(set["reason"], "FlannelIsDown");
+    assert_eq!(set["message"], "link flannel.1: \"foreign\"");
+    following.kube.note(DataPath::Stands);
+    until("the condition", || !down()).await;
 }
 
 #[tokio::test]

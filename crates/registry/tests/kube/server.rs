@@ -13,6 +13,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use registry::Pending;
+use registry::kube::{Stream, Way};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -41,12 +43,54 @@ struct State {
     /// Answers to every request of this kind, instead of what was asked.
     refuse: BTreeMap<&'static str, (u16, &'static str)>,
     requests: Vec<String>,
+    /// Event objects that were created.
+    said: Vec<Value>,
     /// What lists are answered with instead.
     lists: Option<String>,
     /// Refused once, by kind.
     once: BTreeMap<&'static str, (u16, &'static str)>,
     /// Watches from before here begin with what cannot be read.
     poisoned: u64,
+}
+
+/// Where a server is reached.
+#[derive(Clone)]
+pub struct Doors {
+    state: Arc<Mutex<State>>,
+    up: watch::Receiver<bool>,
+}
+
+impl Doors {
+    fn serve(&self, stream: impl Stream + 'static) {
+        let (state, mut is_up) = (Arc::clone(&self.state), self.up.clone());
+        tokio::spawn(async move {
+            if !*is_up.borrow() {
+                return;
+            }
+            let service = service_fn(|request| answer(Arc::clone(&state), request));
+            tokio::select! {
+                _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service) => {}
+                _ = is_up.wait_for(|up| !up) => {}
+            }
+        });
+    }
+}
+
+impl Way for Doors {
+    fn open<'a>(
+        &'a self,
+        _: &'a str,
+        _: u16,
+    ) -> Pending<'a, Result<Box<dyn Stream>, Box<dyn std::error::Error + Send + Sync>>> {
+        Box::pin(async {
+            if !*self.up.borrow() {
+                return Err("connection refused".into());
+            }
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            self.serve(theirs);
+            Ok(Box::new(ours) as Box<dyn Stream>)
+        })
+    }
 }
 
 /// The server; gone when dropped.
@@ -72,36 +116,40 @@ impl Server {
     pub async fn start() -> Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(Mutex::new(State {
+        let mut server = Server::of(address);
+        let doors = server.doors();
+        server.task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                doors.serve(stream);
+            }
+        });
+        server
+    }
+
+    /// One that is reached through its [`Doors`] alone, and so runs on a clock that is moved.
+    pub fn in_memory() -> Server {
+        Server::of(([192, 0, 2, 1], 80).into())
+    }
+
+    fn of(address: SocketAddr) -> Server {
+        let state = State {
             version: 100,
             oldest: 100,
             ..State::default()
-        }));
-        let up = watch::Sender::new(true);
-        let (served, is_up) = (Arc::clone(&state), up.subscribe());
-        let task = tokio::spawn(async move {
-            loop {
-                let Ok((stream, _)) = listener.accept().await else {
-                    return;
-                };
-                let (state, mut is_up) = (Arc::clone(&served), is_up.clone());
-                tokio::spawn(async move {
-                    if !*is_up.borrow() {
-                        return;
-                    }
-                    let service = service_fn(|request| answer(Arc::clone(&state), request));
-                    tokio::select! {
-                        _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service) => {}
-                        _ = is_up.wait_for(|up| !up) => {}
-                    }
-                });
-            }
-        });
+        };
         Server {
-            state,
+            state: Arc::new(Mutex::new(state)),
             address,
-            up,
-            task,
+            up: watch::Sender::new(true),
+            task: tokio::spawn(async {}),
+        }
+    }
+
+    /// The way in.
+    pub fn doors(&self) -> Doors {
+        Doors {
+            state: Arc::clone(&self.state),
+            up: self.up.subscribe(),
         }
     }
 
@@ -180,6 +228,15 @@ impl Server {
 
     pub fn requests(&self) -> Vec<String> {
         self.state().requests.clone()
+    }
+
+    /// Events that were created: reason and message.
+    pub fn said(&self) -> Vec<(String, String)> {
+        let state = self.state();
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
+        let said = state.said.iter();
+        said.map(|event| (text(event, "reason"), text(event, "message")))
+            .collect()
     }
 
     pub fn add_pod(&self, path: &str, node: &str) {
@@ -289,6 +346,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     state.requests.push(format!("{} {}", parts.method, parts.uri));
     let call = match (&parts.method, path.as_str()) {
         (&Method::PATCH, _) => "patch",
+        (&Method::POST, "/api/v1/namespaces/default/events") => "event",
         (_, "/api/v1/nodes") if query.contains_key("watch") => "watch",
         (_, "/api/v1/nodes") => "list",
         _ => "get",
@@ -310,6 +368,11 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         return Ok(status(*code, message));
     }
     Ok(match call {
+        "event" => {
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            state.said.push(event.clone());
+            whole(201, &event)
+        }
         "list" => list(&state, &query),
         "watch" => watched(&mut state, &query),
         "patch" => {
