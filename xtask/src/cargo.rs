@@ -133,14 +133,39 @@ fn build_plugin(profile: &str) -> Result<()> {
     run(&mut build("build"))
 }
 
+/// Builds the executables of the product for a platform of the container image: with musl and linked statically, so that they need
+/// nothing of what is beside them. Where they are.
+///
+/// `compiler` compiles C for that platform, and links. There is none for musl in Debian but on one platform; what is written in C here
+/// asks for no more of a C library than both have.
+pub fn build_static(platform: &str, compiler: &str) -> Result<PathBuf> {
+    if !has_library(platform)? {
+        bail!("Rust has no standard library for {platform} here; `rustup target add {platform}` gets it");
+    }
+    crate::say(&format!(
+        "building flanneld, flannel-cni and flannelctl for {platform}"
+    ));
+    let mut command = cargo(&[
+        "build",
+        "--locked",
+        "--bins",
+        "--profile",
+        "dist",
+        "--target",
+        platform,
+    ]);
+    command.args(["-p", "flanneld", "-p", "flannelctl", "-p", "cni"]);
+    without_own_paths(&mut command);
+    let name = platform.replace('-', "_");
+    command
+        .env(format!("CC_{name}"), compiler)
+        .env(format!("CARGO_TARGET_{}_LINKER", name.to_uppercase()), compiler);
+    run(&mut command)?;
+    Ok(target().join(platform).join("dist"))
+}
+
 /// The host's target with musl in place of glibc, if it can be built for.
 fn musl() -> Result<Option<String>> {
-    let rustc = |arguments: &[&str]| -> Result<String> {
-        let mut command = Command::new("rustc");
-        command.args(arguments).current_dir(root());
-        let output = command.output().with_context(|| line(&command))?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
     let version = rustc(&["--version", "--verbose"])?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let Some(target) = host
@@ -149,18 +174,30 @@ fn musl() -> Result<Option<String>> {
     else {
         return Ok(None);
     };
+    Ok(has_library(&target)?.then_some(target))
+}
+
+fn rustc(arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new("rustc");
+    command.args(arguments).current_dir(root());
+    let output = command.output().with_context(|| line(&command))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether there is a standard library for a target; rustup is asked for one that is not there.
+fn has_library(target: &str) -> Result<bool> {
     let is_there = || -> Result<bool> {
-        let folder = rustc(&["--print", "target-libdir", "--target", &target])?;
+        let folder = rustc(&["--print", "target-libdir", "--target", target])?;
         Ok(!folder.is_empty() && PathBuf::from(folder.trim()).is_dir())
     };
     if !is_there()? {
-        crate::say(&format!("asking rustup for {target} (for {PLUGIN})"));
+        crate::say(&format!("asking rustup for {target}"));
         let mut rustup = Command::new("rustup");
-        rustup.args(["target", "add", &target]).current_dir(root());
+        rustup.args(["target", "add", target]).current_dir(root());
         // Not everybody has rustup, or the network.
         let _ = rustup.status();
     }
-    Ok(is_there()?.then_some(target))
+    is_there()
 }
 
 /// What a test run came to.

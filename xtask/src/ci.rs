@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cargo::{build, cargo, executables, root, run as run_command};
 use crate::tables::{TABLES, files_of};
-use crate::{mutants, say, test};
+use crate::{image, mutants, say, test};
 
 /// Largest flanneld that may be shipped, in bytes.
 const LARGEST_DAEMON: u64 = 10 * 1000 * 1000;
@@ -64,11 +64,45 @@ fn listed_in_tables() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+const DIST_HELP: &str = "\
+Builds what is shipped (profile dist: fat LTO, stripped, flannel-cni static), and prints sizes.
+
+Usage: cargo xtask dist [--image [--platform PLATFORM ...]]
+
+  --image          instead the container image, with static executables and programs of Debian's packages, in target/dist/image:
+                   flannel-VERSION-PLATFORM.tar, for `docker load`, `podman load` and `ctr images import`, and oci, an OCI layout
+                   with all platforms, for a registry. Needs no container engine
+  --platform P     for amd64 or arm64 (default: this machine's); may be repeated
+
+Examples:
+  cargo xtask dist
+  cargo xtask dist --image --platform amd64 --platform arm64
+";
+
 /// Builds what is shipped and prints its size.
 pub fn dist(arguments: &[String]) -> Result<bool> {
-    if arguments.iter().any(|a| a == "-h" || a == "--help") {
-        say("Usage: cargo xtask dist    (profile dist: fat LTO, stripped, flannel-cni static; prints sizes)");
+    let (mut is_image, mut platforms) = (false, Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "-h" | "--help" => {
+                say(DIST_HELP);
+                return Ok(true);
+            }
+            "--image" => is_image = true,
+            "--platform" => platforms.push(rest.next().context("--platform needs a value")?.clone()),
+            other => match other.strip_prefix("--platform=") {
+                Some(platform) => platforms.push(platform.to_owned()),
+                None => bail!("no flag {other}; `cargo xtask dist --help`"),
+            },
+        }
+    }
+    if is_image {
+        image::dist(&image::platforms(&platforms)?)?;
         return Ok(true);
+    }
+    if !platforms.is_empty() {
+        bail!("--platform is for --image");
     }
     build("dist")?;
     let mut good = true;

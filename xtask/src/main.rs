@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod ci;
+mod image;
 mod kube_assets;
 mod lab;
 mod mutants;
@@ -24,7 +25,7 @@ Usage: cargo xtask VERB ...
   mutants whether the tests bite: one mistake after the other put into the code; hours
   kube-assets  Kubernetes' own servers for the tests, from Debian's source package; kept, six minutes the first time
   bench   scale, cni, path: figures beside their budgets
-  dist    what is shipped, with its size
+  dist    what is shipped, with its size; --image: the container image
   ci      what .ci/run runs: formatting, lints, tests, the fixed part of mutants
 
 `cargo xtask VERB --help` says more. All verbs but mutants and dist need root: they make network namespaces.

@@ -1,14 +1,15 @@
 //! `cargo xtask test`: everything that can fail, with what it needs.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::cargo::{Tally, cargo, executables, run as run_command, test};
+use crate::cargo::{Tally, cargo, executables, run as run_command, target, test};
 use crate::kube_assets::{self, Beside};
 use crate::packages::{BUILD_KUBE, ETCD, KUBE, LAB, RUNTIMES, TESTS, check_machine, ensure};
-use crate::say;
+use crate::{image, say};
 
 const HELP: &str = "\
 Installs what the tests need, builds the executables, runs every test. What cannot run is a failure, not a skip.
@@ -34,6 +35,9 @@ struct Suite {
     /// Its output is a table for people: not captured.
     shown: bool,
 }
+
+/// The suite that needs the container image.
+const IMAGE: &str = "image";
 
 const SUITES: &[Suite] = &[
     Suite {
@@ -139,6 +143,18 @@ const SUITES: &[Suite] = &[
         shown: false,
     },
     Suite {
+        name: "deploy",
+        about: "manifest, chart and kustomizations: names, rights, flags, copies",
+        arguments: &["--workspace", "--test", "deploy"],
+        shown: false,
+    },
+    Suite {
+        name: IMAGE,
+        about: "the container image: archive, programs, and the commands of flannel's manifests in containers of it",
+        arguments: &["--workspace", "--test", "image"],
+        shown: false,
+    },
+    Suite {
         name: "documents",
         about: "the commands shown in the documents",
         arguments: &["--workspace", "--test", "documents"],
@@ -215,6 +231,11 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         "--no-run",
         "--quiet",
     ]))?;
+    let image = if chosen.iter().any(|suite| suite.name == IMAGE) {
+        Some(image::of(&executables("dev"), &target().join("image"))?)
+    } else {
+        None
+    };
     let mut results = Vec::new();
     let mut twice = Vec::new();
     for suite in chosen {
@@ -231,7 +252,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
             continue;
         }
         let start = Instant::now();
-        let mut tally = test(&mut command_of(suite, focused))?;
+        let mut tally = test(&mut command_of(suite, focused, image.as_deref()))?;
         if !focused && may_be_asked_again(&tally, twice.len()) {
             let names = std::mem::take(&mut tally.failures);
             say(&format!(
@@ -239,7 +260,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
                 suite.name,
                 names.join(", ")
             ));
-            let mut command = command_of(suite, focused);
+            let mut command = command_of(suite, focused, image.as_deref());
             let again = test(command.args(["--test-threads=1", "--exact"]).args(&names))?;
             if again.good {
                 tally.passed += tally.failed;
@@ -272,8 +293,11 @@ fn may_be_asked_again(tally: &Tally, asked: usize) -> bool {
         && (1..=SECOND_CHANCES.saturating_sub(asked)).contains(&tally.failures.len())
 }
 
-fn command_of(suite: &Suite, focused: bool) -> Command {
+fn command_of(suite: &Suite, focused: bool, image: Option<&Path>) -> Command {
     let mut command = cargo(&["test", "--locked"]);
+    if let Some(image) = image {
+        command.env("FLANNEL_IMAGE", image);
+    }
     command
         .args(suite.arguments)
         .env("FLANNEL_BIN_DIR", executables("dev"));

@@ -11,6 +11,7 @@ mod socket;
 mod status;
 mod store;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::arguments::Ended;
@@ -33,10 +34,12 @@ Usage: flannelctl COMMAND ...
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|a| a.to_string_lossy().into_owned())
-        .collect();
+    let mut words = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
+    let program = words.next().unwrap_or_default();
+    let mut arguments: Vec<String> = words.collect();
+    if Path::new(&program).ends_with(plugins::INSTALL_CONF) {
+        arguments.splice(0..0, ["cni".to_owned(), plugins::INSTALL_CONF.to_owned()]);
+    }
     let mut out = Out::new();
     let result = run(&arguments, &mut out).and_then(|code| out.flush().map(|()| code));
     report(result)

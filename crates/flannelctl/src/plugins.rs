@@ -14,11 +14,12 @@ use crate::output::{Mood, Out, say};
 const HELP: &str = "\
 The CNI plugins of this host: `flannel-cni` under the names that container runtimes look for.
 
-Usage: flannelctl cni install|uninstall|conf ...
+Usage: flannelctl cni install|uninstall|conf|install-conf ...
 
-  install    put it where runtimes look; what was in its place is kept
-  uninstall  take it away, and give back what was there before
-  conf       print or write the configuration for runtimes
+  install       put it where runtimes look; what was in its place is kept
+  uninstall     take it away, and give back what was there before
+  conf          print or write the configuration for runtimes
+  install-conf  put a configuration of one's own there, where it says something new
 
 Examples:
   flannelctl cni install
@@ -80,6 +81,21 @@ Examples:
   flannelctl cni conf --write /etc/cni/net.d/10-pods.conflist --name pods
 ";
 
+const INSTALL_CONF_HELP: &str = "\
+Copies a configuration for container runtimes to where they look, in one step. What says the same already is not touched: runtimes
+read a file anew whenever it changes. One that is no JSON is refused, and what is there stays.
+In flannel's manifests `install-conf` is a program of its own; called by that name, flannelctl is this command.
+
+Usage: flannelctl cni install-conf SOURCE DESTINATION
+       install-conf SOURCE DESTINATION
+
+Examples:
+  flannelctl cni install-conf /etc/kube-flannel/cni-conf.json /etc/cni/net.d/10-flannel.conflist
+";
+
+/// Called by this name, the executable is the command `cni install-conf`.
+pub const INSTALL_CONF: &str = "install-conf";
+
 /// Where runtimes look for plugins.
 const FOLDER: &str = "/opt/cni/bin";
 const EXECUTABLE: &str = "flannel-cni";
@@ -94,6 +110,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         "install" => install(rest, out),
         "uninstall" => uninstall(rest, out),
         "conf" => conf(rest, out),
+        INSTALL_CONF => install_conf(rest, out),
         "-h" | "--help" | "help" => Err(Ended::Help(HELP)),
         other => Err(Ended::Usage(format!("cni: no verb {other:?}\n\n{HELP}"))),
     }
@@ -263,7 +280,56 @@ fn conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
             out.line(&format!("{shown} is written"))?;
         }
     }
-    for earlier in earlier(&place) {
+    name_earlier(&place, out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install_conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
+    let grammar = Grammar {
+        help: INSTALL_CONF_HELP,
+        values: &[],
+        switches: &[],
+        stop_at_positional: false,
+    };
+    let read = grammar.read(arguments)?;
+    let [source, destination] = read.exactly(["SOURCE", "DESTINATION"])?.map(Path::new);
+    let shown = destination.display();
+    let in_source = || source.display().to_string();
+    let wanted = kernel::file::read(source, conflist::LARGEST).with_context(in_source)?;
+    let wanted = wanted.ok_or_else(|| anyhow!("there is no {}", source.display()))?;
+    let mode = mode(source).with_context(in_source)?;
+    let is_object = serde_json::from_slice(&wanted).map(|value: serde_json::Value| value.is_object());
+    let refused = match is_object {
+        Ok(true) => None,
+        Ok(false) => Some("no JSON object".to_owned()),
+        Err(why) => Some(format!("no JSON: {why}")),
+    };
+    if let Some(what) = refused {
+        let source = source.display();
+        return Err(Ended::Failed(anyhow!(
+            "{source} is {what}; {shown} stays as it is"
+        )));
+    }
+    // What cannot be read is something else than wanted: a FIFO, a folder. Replacing it says what hinders it.
+    let there = kernel::file::read(destination, conflist::LARGEST).unwrap_or_default();
+    if there.is_some_and(|there| there == wanted) {
+        out.line(&format!("{shown} says so already"))?;
+    } else {
+        kernel::file::replace(destination, &wanted, mode).with_context(|| shown.to_string())?;
+        out.line(&format!("{shown} is written"))?;
+    }
+    name_earlier(destination, out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mode(file: &Path) -> std::io::Result<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    Ok(file.metadata()?.permissions().mode() & 0o777)
+}
+
+/// Warns of other configurations that a runtime would take in this one's place.
+fn name_earlier(place: &Path, out: &mut Out) -> Result<(), Ended> {
+    for earlier in earlier(place) {
         let text = format!(
             "{} comes before it: a runtime that takes the first takes that",
             earlier.display()
@@ -271,7 +337,7 @@ fn conf(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         let text = out.paint(Mood::Warn, &text);
         out.line(&text)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Where to write, if at all.

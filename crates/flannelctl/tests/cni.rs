@@ -296,6 +296,97 @@ fn conf_when_printed_and_written_is_what_is_shipped_and_what_differs_stays() {
     );
 }
 
+/// `install-conf SOURCE DESTINATION`, by either name.
+fn install_conf(bin: &Bin, by_name: bool, source: &Path, destination: &Path) -> (i32, String) {
+    let mut command = if by_name {
+        let program = bin.folder.path().join("install-conf");
+        if program.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink(executable("flannelctl"), &program).unwrap();
+        }
+        Command::new(program)
+    } else {
+        let mut command = Command::new(executable("flannelctl"));
+        command.args(["cni", "install-conf"]);
+        command
+    };
+    let output = command.arg(source).arg(destination).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8(text).unwrap(),
+    )
+}
+
+#[test]
+fn install_conf_when_called_by_either_name_writes_what_is_new_and_touches_nothing_else() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    for by_name in [true, false] {
+        let bin = Bin::new();
+        let (source, place) = (bin.path("cni-conf.json"), bin.path("10-flannel.conflist"));
+        std::fs::write(&source, "{\"name\": \"a\"}").unwrap();
+        std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let (code, text) = install_conf(&bin, by_name, &source, &place);
+        assert_eq!((code, text.ends_with(" is written\n")), (0, true), "{text}");
+        assert_eq!(std::fs::read(&place).unwrap(), std::fs::read(&source).unwrap());
+        assert_eq!(place.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        let inode = place.metadata().unwrap().ino();
+        let (code, text) = install_conf(&bin, by_name, &source, &place);
+        assert_eq!((code, text.ends_with(" says so already\n")), (0, true), "{text}");
+        assert_eq!(place.metadata().unwrap().ino(), inode);
+        std::fs::write(bin.path("05-other.conf"), "{}").unwrap();
+        std::fs::write(&source, "{\"name\": \"b\"}").unwrap();
+        let (code, text) = install_conf(&bin, by_name, &source, &place);
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("/05-other.conf comes before it"), "{text}");
+        assert_ne!(place.metadata().unwrap().ino(), inode);
+        assert_eq!(
+            bin.names(),
+            ["05-other.conf", "10-flannel.conflist", "cni-conf.json"]
+        );
+    }
+}
+
+#[test]
+fn install_conf_when_it_cannot_be_done_says_why_and_leaves_what_is_there() {
+    let bin = Bin::new();
+    let (source, place) = (bin.path("cni-conf.json"), bin.path("10-flannel.conflist"));
+    std::fs::write(&place, "{}").unwrap();
+    let absent = install_conf(&bin, true, &source, &place);
+    assert_eq!(
+        (absent.0, absent.1.contains("there is no ")),
+        (1, true),
+        "{}",
+        absent.1
+    );
+    for (text, word) in [
+        ("", "is no JSON:"),
+        ("{", "is no JSON:"),
+        ("[]", "is no JSON object"),
+    ] {
+        std::fs::write(&source, text).unwrap();
+        let (code, said) = install_conf(&bin, true, &source, &place);
+        assert_eq!((code, said.contains(word)), (1, true), "{said}");
+        assert_eq!(std::fs::read(&place).unwrap(), b"{}");
+    }
+    std::fs::write(&source, "{\"a\": 1}").unwrap();
+    let folder = bin.path("folder.conflist");
+    std::fs::create_dir(&folder).unwrap();
+    assert_eq!(install_conf(&bin, true, &source, &folder).0, 1);
+    // A FIFO that nobody writes to is waited for by nobody.
+    let fifo = bin.path("fifo.conflist");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let (code, said) = install_conf(&bin, true, &source, &fifo);
+    assert_eq!(
+        (code, said.contains("/fifo.conflist is written\n")),
+        (0, true),
+        "{said}"
+    );
+    assert!(fifo.symlink_metadata().unwrap().is_file());
+    let mut command = Command::new(executable("flannelctl"));
+    let wrong = command.args(["cni", "install-conf", "one"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
 #[test]
 fn conf_when_something_else_than_a_file_is_in_its_place_ends_at_once_and_leaves_it() {
     let bin = Bin::new();

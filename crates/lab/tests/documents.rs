@@ -2,7 +2,8 @@
 //!
 //! One marked `console install` is run with the system's folders below one of the test's own, its first line (a build of minutes) aside.
 //! A fenced block marked `console lab` is run line by line in a lab; one marked `console help` is only checked for flags that the
-//! programs do not know, since it needs machines of its own. Every `console` block must be marked or be of `cargo xtask` or `scripts/xtask`.
+//! programs do not know, since it needs machines of its own. Of one marked `console cluster`, which is for clusters and other people's
+//! programs, the paths are checked. Every `console` block must be marked or be of `cargo xtask` or `scripts/xtask`.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
 
@@ -11,7 +12,7 @@ use std::process::Command;
 
 use lab::rig::executables;
 
-const DOCUMENTS: [&str; 2] = ["README.md", "docs/operations.md"];
+const DOCUMENTS: [&str; 3] = ["README.md", "docs/operations.md", "docs/kubernetes.md"];
 
 /// Takes the documents' lab down whatever happens.
 struct Down;
@@ -70,8 +71,13 @@ fn every_block_of_commands_is_marked_for_how_it_is_tested() {
         let all = commands(document);
         assert!(!all.is_empty(), "{document}");
         for (mark, command) in all {
-            let good = ["console lab", "console help", "console install"].contains(&mark.as_str())
-                || is_xtask(&command);
+            let marks = [
+                "console lab",
+                "console help",
+                "console install",
+                "console cluster",
+            ];
+            let good = marks.contains(&mark.as_str()) || is_xtask(&command);
             assert!(good, "{document}: `{command}` stands in a block marked {mark:?}");
         }
     }
@@ -118,7 +124,9 @@ fn flags_in_the_documents_are_known_to_the_programs() {
             ["flannelctl", "registry", "serve", ..] => "flannelctl registry serve --help".to_owned(),
             ["flannelctl", "registry", ..] => "flannelctl registry --help".to_owned(),
             ["etcdctl", ..] => "ETCDCTL_API=3 etcdctl --help".to_owned(),
-            _ if is_xtask(&line) || mark == "console install" => continue,
+            _ if is_xtask(&line) || ["console install", "console cluster"].contains(&mark.as_str()) => {
+                continue;
+            }
             _ => panic!("`{line}` in a block marked {mark:?}: of which program?"),
         };
         let output = shell(&help);
@@ -138,6 +146,34 @@ fn flags_in_the_documents_are_known_to_the_programs() {
         }
     }
     assert!(checked > 10);
+}
+
+#[test]
+fn paths_in_the_cluster_blocks_are_of_this_repository_or_made_by_what_they_say_before() {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut checked = 0;
+    for (mark, line) in DOCUMENTS.iter().flat_map(|d| commands(d)) {
+        if mark != "console cluster" {
+            continue;
+        }
+        for word in line.split_whitespace() {
+            let path = word.trim_start_matches("oci:");
+            if path.starts_with("deploy") {
+                assert!(root().join(path).exists(), "`{line}`: no {path}");
+                checked += 1;
+            } else if path.contains("flannel-") && path.ends_with(".tar") {
+                assert!(
+                    path.ends_with(&format!("flannel-{version}-amd64.tar")),
+                    "`{line}`"
+                );
+                checked += 1;
+            } else if path.starts_with("target/dist/image/oci") {
+                assert_eq!(path, format!("target/dist/image/oci:{version}"), "`{line}`");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 8);
 }
 
 fn is_xtask(command: &str) -> bool {
@@ -198,11 +234,13 @@ fn links_between_documents_lead_somewhere() {
         "README.md",
         "ARCHITECTURE.md",
         "docs/operations.md",
+        "docs/kubernetes.md",
         "docs/adr/README.md",
     ] {
         let text = std::fs::read_to_string(root().join(document)).unwrap();
         for target in text.split("](").skip(1).filter_map(|t| t.split(')').next()) {
             if !target.starts_with("http") {
+                let target = target.split('#').next().unwrap();
                 let path = root().join(document).parent().unwrap().join(target);
                 assert!(path.exists(), "{document}: {target}");
             }
