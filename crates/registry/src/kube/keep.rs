@@ -92,12 +92,27 @@ enum Step {
         /// Somebody wrote others in their place.
         contested: bool,
     },
-    /// Its condition has to be set: down for a reason, or up.
-    SetCondition(Option<String>),
+    /// Its condition has to be set.
+    SetCondition {
+        /// Why the data path does not stand; none: it does.
+        down: Option<String>,
+        /// Somebody wrote another in its place.
+        contested: bool,
+    },
     /// It has another subnet by now.
     Moved(String),
     /// There is no such Node, or it has no subnet yet.
     Gone,
+}
+
+impl Step {
+    /// Somebody wrote something else in the place of what is to be written.
+    fn is_contested(&self) -> bool {
+        matches!(
+            self,
+            Step::Annotate { contested: true, .. } | Step::SetCondition { contested: true, .. }
+        )
+    }
 }
 
 fn next_step(kube: &Kube, wanted: &Wanted<'_>, held: &Lease) -> Step {
@@ -132,15 +147,27 @@ fn next_step(kube: &Kube, wanted: &Wanted<'_>, held: &Lease) -> Step {
         return Step::Wait;
     }
     match &*kube.data_path.borrow() {
-        (DataPath::Stands, _) if condition.as_deref() != Some(IS_UP) => Step::SetCondition(None),
+        (DataPath::Stands, _) if condition.as_deref() != Some(IS_UP) => Step::SetCondition {
+            down: None,
+            contested: is_others(condition.as_deref()),
+        },
         // Whoever else says so has another reason to.
         (DataPath::Broken(why), since)
             if since.elapsed() >= DOWN_AFTER && !says_down(condition.as_deref()) =>
         {
-            Step::SetCondition(Some(why.clone()))
+            Step::SetCondition {
+                down: Some(why.clone()),
+                contested: is_others(condition.as_deref()),
+            }
         }
         _ => Step::Wait,
     }
+}
+
+/// Whether there is a condition that this daemon did not write.
+fn is_others(condition: Option<&str>) -> bool {
+    let words = condition.and_then(|condition| condition.split_once(' '));
+    condition.is_some_and(|condition| condition != IS_UP) && words.is_none_or(|(_, why)| why != IS_DOWN)
 }
 
 fn says_down(condition: Option<&str>) -> bool {
@@ -166,13 +193,16 @@ pub(super) async fn keep(
     let backoff = |most| Backoff::new(Duration::from_millis(100), most, &kube.chance);
     let (mut contested, mut refused) = (backoff(DAMPED), backoff(REFUSED));
     let mut not_before = Instant::now();
+    // Only what somebody writes over waits until then: what is missing, as all is in a Node that was made anew, does not.
+    let mut damped_until = not_before;
     let mut is_gone = false;
     let mut failing = false;
     loop {
         own.mark_unchanged();
         data_path.mark_unchanged();
         let step = next_step(kube, wanted, &held.lease);
-        let is_late = Instant::now() < not_before;
+        let now = Instant::now();
+        let is_late = now < not_before || step.is_contested() && now < damped_until;
         let write = match step {
             Step::Moved(why) => return Over::Moved(why),
             Step::Gone => {
@@ -181,7 +211,7 @@ pub(super) async fn keep(
                 }
                 None
             }
-            Step::Wait | Step::SetCondition(_) if std::mem::take(&mut is_gone) => {
+            Step::Wait | Step::SetCondition { .. } if std::mem::take(&mut is_gone) => {
                 report(Holding::Regained {
                     created: 0,
                     expires: None,
@@ -189,26 +219,24 @@ pub(super) async fn keep(
                 continue;
             }
             Step::Wait => None,
-            Step::Annotate { .. } | Step::SetCondition(_) if is_late => None,
-            Step::Annotate {
-                body,
-                contested: by_somebody,
-            } => {
-                let written = kube.patch_own(body).await;
-                let pause = if by_somebody { contested.step() } else { AT_ONCE };
-                Some((written, pause, "annotations"))
+            Step::Annotate { .. } | Step::SetCondition { .. } if is_late => None,
+            Step::Annotate { body, contested } => {
+                Some((kube.patch_own(body).await, contested, "annotations"))
             }
-            Step::SetCondition(down) => {
+            Step::SetCondition { down, contested } => {
                 let body = condition_patch(down.as_deref(), SystemTime::now());
                 let written = kube.patch_own(body).await;
-                Some((written, contested.step(), "condition NetworkUnavailable"))
+                Some((written, contested, "condition NetworkUnavailable"))
             }
         };
         match write {
-            Some((Ok(()), pause, what)) => {
+            Some((Ok(()), is_contested, what)) => {
                 info!("{what} of the own Node: written");
                 refused.reset();
-                not_before = Instant::now() + pause;
+                not_before = Instant::now() + AT_ONCE;
+                if is_contested {
+                    damped_until = Instant::now() + contested.step();
+                }
                 if std::mem::take(&mut failing) {
                     report(Holding::Renewed { expires: None });
                 }
@@ -229,16 +257,18 @@ pub(super) async fn keep(
             }
             None => {}
         }
-        let until = match not_before > Instant::now() {
-            true => not_before,
-            false => Instant::now() + QUIET,
-        };
+        let now = Instant::now();
+        let due = [not_before, damped_until]
+            .into_iter()
+            .filter(|at| *at > now)
+            .min();
+        let until = due.unwrap_or(now + QUIET);
         let down_at = down_at(kube);
         let sooner = down_at.map_or(until, |at| at.min(until));
         tokio::select! {
             _ = own.changed() => {}
             _ = data_path.changed() => {}
-            () = tokio::time::sleep_until(sooner) => if sooner == until && until > not_before {
+            () = tokio::time::sleep_until(sooner) => if sooner == until && due.is_none() {
                 contested.reset();
             },
         }

@@ -794,6 +794,27 @@ async fn own_node_when_deleted_and_made_anew_then_annotated_again_or_the_lease_i
 }
 
 #[tokio::test]
+async fn own_node_when_fought_over_and_then_made_anew_does_not_wait_for_the_end_of_the_fight() {
+    let following = Following::start().await;
+    let kind = |following: &Following| {
+        let annotations = following.server.annotations("own");
+        annotations.get(&format!("{PREFIX}backend-type")).cloned()
+    };
+    until("annotations", || following.server.annotations("own").len() == 4).await;
+    for _ in 0..5 {
+        annotate(&following.server, "own", "backend-type", Some("udp"));
+        until("the type", || kind(&following).as_deref() == Some("host-gw")).await;
+    }
+    // The next blow would be answered after a second or two.
+    following.server.delete("own");
+    register(&following.server, "own", 1);
+    let start = std::time::Instant::now();
+    until("annotations", || following.server.annotations("own").len() == 4).await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(700), "{took:?}");
+}
+
+#[tokio::test]
 async fn condition_when_the_data_path_is_ready_then_set_kept_and_never_before() {
     let mut following = Following::start().await;
     let condition = |following: &Following| {
