@@ -18,6 +18,10 @@ use crate::state_dir::State;
 
 /// A family that cannot be served by then does not hold up the other any longer: addresses come late after a boot.
 const WHOLE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the registry has given what it hands out itself.
+const GIVEN_LOOK: Duration = Duration::from_millis(500);
+/// And whether a subnet has become free, at most.
+const ALLOC_LOOK: Duration = Duration::from_secs(2);
 /// How often it is looked whether another daemon still keeps our device.
 const DEVICE_LOOK: Duration = Duration::from_millis(500);
 
@@ -150,16 +154,25 @@ impl Daemon {
     pub(super) async fn acquire(&self, wanted: &Wanted<'_>) -> Held {
         let mut backoff = self.backoff();
         loop {
-            match self.registry.acquire(wanted).await {
+            let pause = match self.registry.acquire(wanted).await {
                 Ok(held) => return held,
                 Err(failure) => {
                     let no_subnet = matches!(failure, AcquireError::Alloc(_));
                     self.truth.update(|situation| situation.no_subnet = no_subnet);
                     self.truth.wait_for(format!("no lease yet: {failure}"));
+                    match failure {
+                        // What somebody else is about to give costs one look.
+                        AcquireError::Registry(RegistryError::NotFound { .. }) => {
+                            backoff.step().min(GIVEN_LOOK)
+                        }
+                        // A look at all leases; a range that is widened is told.
+                        AcquireError::Alloc(_) => backoff.step().max(ALLOC_LOOK),
+                        AcquireError::Registry(_) | AcquireError::Contended(_) => backoff.step(),
+                    }
                 }
-            }
+            };
             self.doubt.notify_one();
-            tokio::time::sleep(backoff.step()).await;
+            tokio::time::sleep(pause).await;
         }
     }
 }

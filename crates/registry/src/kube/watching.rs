@@ -93,7 +93,8 @@ struct Place {
 /// See [`crate::Registry::watch`].
 pub(super) async fn watch(kube: &Kube, sink: &(dyn Fn(Update) + Send + Sync)) -> Infallible {
     let mut soon = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), &kube.chance);
-    let mut later = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), &kube.chance);
+    // A server that has just started refuses what it will allow in a moment: it does not know its rules yet.
+    let mut later = Backoff::new(Duration::from_millis(200), Duration::from_secs(30), &kube.chance);
     let mut network = kube.network.subscribe();
     let mut place = Place::default();
     loop {
