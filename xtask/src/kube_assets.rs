@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -55,51 +54,9 @@ pub fn servers() -> Result<PathBuf> {
     provide(SERVERS)
 }
 
-/// A build that goes on beside other work, at the lowest priority. It ends with whoever began it, however that ends.
-#[derive(Debug)]
-pub struct Beside(Child);
-
-impl Beside {
-    /// Begins to build the servers, if they are not there yet. `ensure` has to have been called with [`BUILD_KUBE`] before: two that
-    /// install at once are in each other's way.
-    pub fn begin() -> Result<Option<Beside>> {
-        let folder = folder();
-        if missing(&folder, SERVERS).is_empty() {
-            return Ok(None);
-        }
-        say("building Kubernetes' servers beside the tests (cargo xtask kube-assets)");
-        let own = std::env::current_exe().context("where am I?")?;
-        // All its processes are in a process namespace of their own, which goes with the first of them, and that one with us.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]);
-        command.args(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-        command.args(["nice", "-n", "19"]).arg(own).arg("kube-assets");
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().context("setpriv (util-linux)")?;
-        Ok(Some(Beside(child)))
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(Some(_))) {
-            return;
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        // Its namespace's processes go a little later, and with them the lock. What they leave is large.
-        let folder = folder();
-        for _ in 0..50 {
-            // Whoever builds there now has the lock, and needs what is there.
-            if let Ok(lock) = File::open(folder.join("lock"))
-                && lock.try_lock().is_ok()
-            {
-                let _ = std::fs::remove_dir_all(folder.join("building"));
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
+/// Whether the servers are there already.
+pub fn are_there() -> bool {
+    missing(&folder(), SERVERS).is_empty()
 }
 
 /// The folder in which all of these are.

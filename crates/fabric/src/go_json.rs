@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn parse_inside(text: &'a str, inside: String) -> Result<Fields<'a>, GoJsonError> {
         let Pairs(pairs) = serde_json::from_str(text).map_err(|error| match serde_json::from_str(text) {
             Ok::<&RawValue, _>(other) if !other.get().starts_with('{') => {
-                GoJsonError::NotObject(shorten(other.get()))
+                GoJsonError::NotObject(show(other.get()))
             }
             _ => GoJsonError::Syntax(error.to_string()),
         })?;
@@ -191,7 +191,7 @@ impl<'a> Fields<'a> {
             return Ok(None);
         };
         if !raw.starts_with('{') {
-            return Err(self.wrong(name, raw, "an object"));
+            return Err(self.wrong(name, &show(raw), "an object"));
         }
         let inside = format!("{}{name}.", self.inside);
         Fields::parse_inside(raw, inside).map(Some)
@@ -201,7 +201,10 @@ impl<'a> Fields<'a> {
     pub fn wrong(&self, name: &str, value: &str, expected: &'static str) -> GoJsonError {
         GoJsonError::Field(FieldError {
             field: format!("{}{name}", self.inside),
-            value: shorten(value),
+            value: match is_secret(name) {
+                true => "not shown".to_owned(),
+                false => shorten(value),
+            },
             expected,
         })
     }
@@ -217,6 +220,23 @@ impl<'a> Fields<'a> {
         };
         read(raw).map(Some).ok_or_else(|| self.wrong(name, raw, expected))
     }
+}
+
+/// What is no object, in a message: a text or a list may hold all that an object would, keys too.
+fn show(raw: &str) -> String {
+    match raw.chars().next() {
+        Some('"') => "a string".to_owned(),
+        Some('[') if raw.len() > "[null]".len() => "a list".to_owned(),
+        _ => shorten(raw),
+    }
+}
+
+/// Whether a field's value is nobody's to read.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["psk", "secret", "password", "token"]
+        .iter()
+        .any(|word| name.contains(word))
 }
 
 /// Reads a prefix as Go's `net.ParseCIDR` does: decimal length with leading zeros allowed, host bits kept here.

@@ -103,6 +103,8 @@ pub struct Daemon {
     doubt: Notify,
     /// Addresses that the registry has for this node.
     ordered: Mutex<PublicIps>,
+    /// The network config that the fabric stands on.
+    standing: Mutex<Option<Config>>,
     /// None in a daemon that was given what it works with.
     crew: Option<Crew>,
 }
@@ -124,6 +126,7 @@ impl Daemon {
             chance: parts.chance,
             doubt: Notify::new(),
             ordered: Mutex::new(PublicIps { v4: None, v6: None }),
+            standing: Mutex::default(),
             crew: None,
         }
     }

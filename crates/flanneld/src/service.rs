@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::causes::in_full;
-use fabric::readiness::{Kind, Report};
+use fabric::readiness::{Finding, Gravity, Kind, Part, Report};
 use registry::{Backoff, Chance, DataPath, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -558,14 +558,34 @@ async fn report(
     }
 }
 
-/// What others who rely on this node are to know. An admin who holds changes back and a registry that is away are no damage.
+/// What others who rely on this node are to know.
+///
+/// INVARIANT: broken is only what all pods here suffer from: the own device, its address, the underlay, the file that new pods are set
+/// up by. The registry and what we write there are not in it: who cannot write that all is well would else be told to write that it
+/// is not. Nor are one peer's route, an admin who holds changes back, and rules whose state is not known.
 fn data_path(report: &Report) -> DataPath {
     if report.is_ready() {
         return DataPath::Stands;
     }
-    let broken = [Kind::Failure, Kind::Conflict, Kind::Fight];
-    let mut reasons = broken.into_iter().flat_map(|kind| report.texts_of(kind));
-    reasons.next().map_or(DataPath::Unknown, DataPath::Broken)
+    let is_broken = |finding: &&Finding| {
+        let kind = matches!(finding.kind, Kind::Failure | Kind::Conflict | Kind::Fight);
+        let own = ["link ", "address "]
+            .iter()
+            .any(|key| finding.subject.starts_with(key));
+        kind && match finding.part {
+            Part::Underlay | Part::SubnetFile => true,
+            Part::Kernel => own,
+            _ => false,
+        }
+    };
+    // Some peer may not be reached, and pods here stand.
+    let is_of_kernel =
+        |finding: &Finding| finding.part == Part::Kernel && finding.kind.gravity() == Gravity::NotReady;
+    match report.findings().iter().find(is_broken) {
+        Some(finding) => DataPath::Broken(finding.to_string()),
+        None if report.holds_service() || report.findings().iter().any(is_of_kernel) => DataPath::Unknown,
+        None => DataPath::Stands,
+    }
 }
 
 /// False where the service manager had no room for it at the moment.
@@ -600,7 +620,6 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-    use fabric::readiness::{Finding, Part};
     use fabric::status::{Firewall, FirewallState};
 
     use super::*;
@@ -750,19 +769,51 @@ mod tests {
     }
 
     #[test]
-    fn data_path_when_only_held_back_or_stale_then_nothing_is_said_of_it() {
-        let of = |kinds: &[Kind]| {
-            let finding = |kind: &Kind| Finding::new(Part::Kernel, *kind, "x", kind.name());
-            data_path(&kinds.iter().map(finding).collect())
+    fn data_path_when_all_pods_suffer_then_broken_and_else_nobody_is_kept_from_this_node() {
+        let of = |found: &[(Part, Kind, &str)]| {
+            let finding = |(part, kind, subject): &(Part, Kind, &str)| {
+                Finding::new(*part, *kind, *subject, kind.name())
+            };
+            data_path(&found.iter().map(finding).collect())
         };
         assert_eq!(of(&[]), DataPath::Stands);
-        assert_eq!(of(&[Kind::Degraded, Kind::Remark]), DataPath::Stands);
-        for kind in [Kind::Paused, Kind::Stale, Kind::Waiting, Kind::Pending] {
-            assert_eq!(of(&[kind]), DataPath::Unknown);
+        for (part, kind, subject) in [
+            (Part::Registry, Kind::Degraded, "x"),
+            (Part::Kernel, Kind::Remark, "link docker0"),
+            // The registry is away, what is written there is refused: that says nothing of the data path.
+            (Part::Registry, Kind::Stale, "watch"),
+            (Part::Lease, Kind::Failure, "lease"),
+            (Part::Firewall, Kind::Failure, "nat"),
+        ] {
+            assert_eq!(
+                of(&[(part, kind, subject)]),
+                DataPath::Stands,
+                "{part:?} {kind:?}"
+            );
         }
-        for kind in [Kind::Failure, Kind::Conflict, Kind::Fight] {
-            let DataPath::Broken(why) = of(&[Kind::Stale, kind]) else {
-                panic!("{kind:?}")
+        for (part, kind, subject) in [
+            (Part::Kernel, Kind::Paused, "pause"),
+            (Part::Kernel, Kind::Pending, "comparison"),
+            (Part::Start, Kind::Waiting, "config"),
+            (Part::SubnetFile, Kind::Pending, "file"),
+            // One peer's.
+            (Part::Kernel, Kind::Conflict, "route 10.1.2.0/24"),
+        ] {
+            assert_eq!(
+                of(&[(part, kind, subject)]),
+                DataPath::Unknown,
+                "{part:?} {kind:?}"
+            );
+        }
+        for (part, kind, subject) in [
+            (Part::Kernel, Kind::Conflict, "link flannel.1"),
+            (Part::Kernel, Kind::Fight, "address flannel.1 10.1.2.0/32"),
+            (Part::Underlay, Kind::Failure, "link eth0"),
+            (Part::SubnetFile, Kind::Failure, "file"),
+        ] {
+            let DataPath::Broken(why) = of(&[(Part::Registry, Kind::Stale, "watch"), (part, kind, subject)])
+            else {
+                panic!("{part:?} {kind:?}")
             };
             assert!(why.contains(kind.name()), "{why}");
         }

@@ -27,7 +27,8 @@ use fabric::config::{ConfigError, Declared, NetworkConfig};
 use fabric::go_json::shorten;
 use fabric::lease::{Lease, Update};
 use fabric::object::Family;
-use tokio::sync::watch;
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -37,6 +38,7 @@ pub use self::connection::{Stream, Way};
 
 use self::connection::{Connection, Failed, Tcp};
 use self::events::{Alarms, Reason, Said};
+use self::listing::percent_encode;
 use self::nodes::Nodes;
 use crate::chance::Chance;
 use crate::file::read_regular;
@@ -49,10 +51,17 @@ const LARGEST_CONFIG: u64 = 1 << 20;
 /// How often the file is looked into.
 const CONFIG_LOOK: Duration = Duration::from_secs(1);
 
-/// So long a Node that was just registered may be without a subnet, as nothing to speak of.
-const UNASSIGNED: Duration = Duration::from_secs(5);
-/// How often it is found out anew why it has none: all Nodes are asked for.
-const WHY_AGAIN: Duration = Duration::from_secs(60);
+/// So long a Node that was just registered may be without a subnet, as nothing to speak of; and half as long at random.
+const UNASSIGNED: Duration = Duration::from_secs(10);
+/// After so long it is found out anew why it has none, then after twice as long,
+const WHY_AGAIN: Duration = Duration::from_secs(300);
+/// and at least this often.
+const WHY_SELDOM: Duration = Duration::from_secs(3600);
+/// Finding out why, and telling it, may take this long.
+const DIAGNOSIS: Duration = Duration::from_secs(5);
+/// So long it is waited for the own Node to change before it is asked for again.
+const GIVEN: Duration = Duration::from_secs(20);
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Which Node object is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,8 +111,11 @@ enum Own {
 /// Kubernetes gives the own Node no subnet.
 #[derive(Debug)]
 struct Unassigned {
-    since: Instant,
-    asked: Option<Instant>,
+    /// As of this version of the own Node; empty where there is no such Node.
+    version: String,
+    /// When to find out why, and how long to wait after that.
+    ask_at: Instant,
+    pause: Duration,
     why: Option<String>,
 }
 
@@ -350,32 +362,23 @@ impl Kube {
     }
 
     /// Kubernetes has not given the node what it needs: why, once it has lasted. A Node that is new has none for a moment.
-    async fn not_assigned(&self, name: &str, reason: &str, network: &NetworkConfig) -> RegistryError {
+    async fn not_assigned(&self, node: &NodeObject, reason: &str, network: &NetworkConfig) -> RegistryError {
+        let name = &node.name;
+        self.alarm(Reason::PodCidrOutsideNetwork, None);
         let now = Instant::now();
-        let (since, asked, why) = {
-            let mut unassigned = lock(&self.unassigned);
-            let known = unassigned.get_or_insert_with(|| Unassigned {
-                since: now,
-                asked: None,
-                why: None,
-            });
-            (known.since, known.asked, known.why.clone())
-        };
-        let is_time = now >= since + UNASSIGNED && asked.is_none_or(|asked| now >= asked + WHY_AGAIN);
-        let why = match is_time {
-            true => {
-                let why = self.why_unassigned(network).await.or(why);
-                if let Some(known) = &mut *lock(&self.unassigned) {
-                    known.asked = Some(now);
-                    known.why.clone_from(&why);
-                }
-                why
+        let (is_time, mut why) = self.note_unassigned(node.version.clone());
+        // INVARIANT: bounded, and seldom: what all who wait ask for stands in the way of what they wait for.
+        if is_time {
+            let found = tokio::time::timeout(DIAGNOSIS, self.why_unassigned(network)).await;
+            why = found.ok().flatten().or(why);
+            if let Some(known) = &mut *lock(&self.unassigned) {
+                known.why.clone_from(&why);
             }
-            false => why,
-        };
+        }
         if let Some(why) = &why {
             self.alarm(Reason::PodCidrNotAssigned, Some(format!("{reason}: {why}")));
-            self.tell_alarms().await;
+            let left = DIAGNOSIS.saturating_sub(now.elapsed());
+            let _ = tokio::time::timeout(left, self.tell_alarms()).await;
         }
         RegistryError::NotFound {
             what: "subnet of this node",
@@ -386,17 +389,78 @@ impl Kube {
         }
     }
 
+    /// Notes that Kubernetes has given nothing as of a version; whether to find out why, and why as far as is known.
+    fn note_unassigned(&self, version: String) -> (bool, Option<String>) {
+        let now = Instant::now();
+        let mut unassigned = lock(&self.unassigned);
+        let known = unassigned.get_or_insert_with(|| Unassigned {
+            version: String::new(),
+            ask_at: now + self.chance.jitter(UNASSIGNED),
+            pause: WHY_AGAIN,
+            why: None,
+        });
+        known.version = version;
+        let is_time = now >= known.ask_at && !known.version.is_empty();
+        if is_time {
+            known.ask_at = now + self.chance.jitter(known.pause);
+            known.pause = (known.pause * 2).min(WHY_SELDOM);
+        }
+        (is_time, known.why.clone())
+    }
+
+    /// Waits until the own Node is another than it was when Kubernetes had given it nothing, but not for ever: over one connection, and
+    /// at no cost to the server while nothing happens.
+    async fn wait_for_subnet(&self, name: &str) {
+        let Some(version) = lock(&self.unassigned).as_ref().map(|known| known.version.clone()) else {
+            return;
+        };
+        let most = self.chance.jitter(GIVEN);
+        let heard = async {
+            let mut connection = self.connect().await?;
+            let url = connection.url().to_owned();
+            let mut path = format!(
+                "/api/v1/nodes?watch=1&timeoutSeconds={}&fieldSelector=metadata.name%3D",
+                most.as_secs()
+            );
+            percent_encode(&mut path, name);
+            if !version.is_empty() {
+                path.push_str("&resourceVersion=");
+                percent_encode(&mut path, &version);
+            }
+            let mut body = connection
+                .stream(&path)
+                .await
+                .map_err(|failed| self.failed("watch node", failed, &url))?;
+            // What it says is asked for in a moment.
+            drop(body.frame().await);
+            Ok::<(), RegistryError>(())
+        };
+        let began = Instant::now();
+        let outcome = tokio::time::timeout(most, heard).await;
+        // A server that ends it at once is not asked without end.
+        if !matches!(outcome, Ok(Ok(()))) || began.elapsed() < AT_ONCE {
+            tokio::time::sleep(self.chance.jitter(AT_ONCE)).await;
+        }
+    }
+
     async fn acquire_now(&self, wanted: &Wanted<'_>) -> Result<Held, AcquireError> {
         self.network.send_replace(Some(wanted.config.clone()));
         // What is ready was so with another lease.
         self.note(DataPath::Unknown);
         let name = self.own_name().await?;
-        self.note_newest().await?;
-        let node = self.fetch_own(&name).await?;
+        self.wait_for_subnet(&name).await;
+        let node = match self.fetch_own(&name).await {
+            Err(absent @ RegistryError::NotFound { .. }) => {
+                self.note_unassigned(String::new());
+                return Err(absent.into());
+            }
+            other => other?,
+        };
         let subnet = match node.subnet(wanted.config) {
             Ok(subnet) => subnet,
-            Err(reason) => return Err(self.not_assigned(&name, &reason, wanted.config).await.into()),
+            Err(reason) => return Err(self.not_assigned(&node, &reason, wanted.config).await.into()),
         };
+        self.note_newest().await?;
         *lock(&self.unassigned) = None;
         self.alarm(Reason::PodCidrNotAssigned, None);
         for family in wanted.config.families() {
@@ -410,7 +474,7 @@ impl Kube {
                     space.network
                 );
                 self.alarm(Reason::PodCidrOutsideNetwork, Some(message));
-                self.tell_alarms().await;
+                let _ = tokio::time::timeout(DIAGNOSIS, self.tell_alarms()).await;
                 return Err(AcquireError::Registry(RegistryError::Refused {
                     endpoint: format!("Node {name}"),
                     call: "podCIDR",
@@ -436,6 +500,21 @@ impl Kube {
             reused: before.is_some(),
             also_ours: Vec::new(),
         })
+    }
+}
+
+/// Tells what a file holds, and again each time it is something else, until nobody listens.
+fn watch_file(path: &Path, tell: &mpsc::UnboundedSender<Result<Vec<u8>, RegistryError>>) {
+    let mut known: Option<Result<Vec<u8>, String>> = None;
+    while !tell.is_closed() {
+        // Read whole each time: the files of a ConfigMap are exchanged by way of links, and no time of theirs tells.
+        let read = read_config(path);
+        let now = read.as_ref().map_err(ToString::to_string).cloned();
+        if known.as_ref() != Some(&now) {
+            known = Some(now);
+            let _ = tell.send(read);
+        }
+        std::thread::sleep(CONFIG_LOOK);
     }
 }
 
@@ -507,16 +586,20 @@ impl Registry for Kube {
         &'a self,
         sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
     ) -> Pending<'a, Infallible> {
-        Box::pin(async {
-            let mut known: Option<Result<Vec<u8>, String>> = None;
+        Box::pin(async move {
             loop {
-                // Read whole each time: a ConfigMap's files are exchanged by way of links, and no time of theirs tells. They lie in memory.
-                let read = read_config(&self.options.config);
-                let now = read.as_ref().map_err(ToString::to_string).cloned();
-                if known.as_ref() != Some(&now) {
-                    known = Some(now);
-                    sink(read);
+                let (tell, mut told) = mpsc::unbounded_channel();
+                let file = self.options.config.clone();
+                // In the hands of its disk, and nobody waits for it; it ends with the channel.
+                let started = std::thread::Builder::new()
+                    .name("config".to_owned())
+                    .spawn(move || watch_file(&file, &tell));
+                if started.is_ok() {
+                    while let Some(read) = told.recv().await {
+                        sink(read);
+                    }
                 }
+                // No thread to be had, or none any more.
                 tokio::time::sleep(CONFIG_LOOK).await;
             }
         })

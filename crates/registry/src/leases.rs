@@ -160,7 +160,7 @@ impl<E: Entries> Registry for Leases<E> {
         sink: &'a (dyn Fn(Result<Vec<u8>, RegistryError>) + Send + Sync),
     ) -> Pending<'a, Infallible> {
         Box::pin(async move {
-            let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(30), &self.chance);
+            let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), &self.chance);
             loop {
                 let began = Instant::now();
                 self.entries.follow_config(sink).await;

@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{NetworkConfig, RawBackend, Space};
+use crate::go_json::{equal_fold, shorten};
 use crate::object::Family;
+
+/// Keys that are named, at most.
+const MOST_NAMED: usize = 8;
 
 /// What is another in a network config than it was before, one phrase each: `Network was 10.1.0.0/16, is 10.0.0.0/8`. Of the backend's
 /// own keys only the names are said, since some hold secrets. Nothing when only the writing differs.
@@ -60,23 +64,33 @@ fn of_backend(before: &RawBackend, now: &RawBackend) -> Option<String> {
     if before.kind != now.kind {
         return Some(was_is("Backend.Type", &before.kind, &now.kind));
     }
-    let keys = |backend: &RawBackend| -> BTreeMap<String, Value> {
+    let keys = |backend: &RawBackend| -> BTreeMap<String, (String, Value)> {
         let read: Result<BTreeMap<String, Value>, _> = serde_json::from_str(&backend.json);
-        let mut keys = read.unwrap_or_default();
-        keys.retain(|key, _| !key.eq_ignore_ascii_case("Type"));
+        // Names count whatever their case; a key is called as it is written.
+        let mut keys = BTreeMap::new();
+        for (name, value) in read.unwrap_or_default() {
+            if !equal_fold(&name, "Type") {
+                keys.insert(name.to_lowercase(), (name, value));
+            }
+        }
         keys
     };
     let (before, now) = (keys(before), keys(now));
     let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let value = |keys: &BTreeMap<String, (String, Value)>, name: &String| {
+        keys.get(name).map(|(_, value)| value.clone())
+    };
     let others: Vec<String> = names
         .into_iter()
-        .filter(|name| before.get(*name) != now.get(*name))
-        .map(|name| format!("Backend.{name}"))
+        .filter(|name| value(&before, name) != value(&now, name))
+        .filter_map(|name| now.get(name).or_else(|| before.get(name)))
+        .map(|(name, _)| format!("Backend.{}", shorten(name)))
         .collect();
     match others.as_slice() {
         [] => None,
         [one] => Some(format!("{one} is another")),
-        _ => Some(format!("{} are others", others.join(", "))),
+        few if few.len() <= MOST_NAMED => Some(format!("{} are others", few.join(", "))),
+        many => Some(format!("{} keys of Backend are others", many.len())),
     }
 }
 
@@ -92,7 +106,7 @@ mod tests {
     #[test]
     fn differences_when_only_the_writing_is_another_then_none() {
         let before = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
-        let now = r#"{ "Network": "10.1.0.0/16", "SubnetLen": 24, "Backend": { "Port": 8472, "VNI": 1, "Type": "VXLAN" } }"#;
+        let now = r#"{ "Network": "10.1.0.0/16", "SubnetLen": 24, "Backend": { "port": 8472, "vni": 1, "Type": "VXLAN" } }"#;
         assert_eq!(differ(before, now), [""; 0]);
     }
 
@@ -119,7 +133,7 @@ mod tests {
             (
                 r#"{"Network":"10.1.0.0/16","Backend":{"Type":"wireguard","PSK":"a","Port":1}}"#,
                 r#"{"Network":"10.1.0.0/16","Backend":{"Type":"wireguard","PSK":"b"}}"#,
-                vec!["Backend.PSK, Backend.Port are others"],
+                vec!["Backend.Port, Backend.PSK are others"],
             ),
             (
                 r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#,

@@ -199,7 +199,7 @@ fn config_when_a_field_has_the_wrong_form_names_it() {
         ),
         (
             r#""Backend":"vxlan""#,
-            r#"Backend is "vxlan": expected an object"#,
+            r#"Backend is a string: expected an object"#,
         ),
         (
             r#""Backend":{}"#,
@@ -214,6 +214,15 @@ fn config_when_a_field_has_the_wrong_form_names_it() {
             r#"Backend.Type is "": expected the name of a backend, such as "vxlan""#,
         ),
         (r#""Backend":{"Type":1}"#, "Backend.Type is 1: expected a string"),
+        // What was quoted twice, or is a list, may hold a key.
+        (
+            r#""Backend":"{\"Type\":\"wireguard\",\"PSK\":\"c2VjcmV0\"}""#,
+            "Backend is a string: expected an object",
+        ),
+        (
+            r#""Backend":[{"Type":"wireguard","PSK":"c2VjcmV0"}]"#,
+            "Backend is a list: expected an object",
+        ),
     ] {
         assert_eq!(
             error(&format!("{{{fields}}}")),

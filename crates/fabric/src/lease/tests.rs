@@ -169,7 +169,7 @@ fn values_when_wrong_name_field_value_and_expectation() {
         ),
         (
             "\"1.2.3.4\"",
-            r#"lease value: expected a JSON object, found "1.2.3.4""#,
+            "lease value: expected a JSON object, found a string",
         ),
     ] {
         assert_eq!(

@@ -146,6 +146,7 @@ impl Daemon {
             chance: Chance::system(),
             doubt: Notify::new(),
             ordered: Mutex::new(PublicIps { v4: None, v6: None }),
+            standing: Mutex::default(),
             crew: Some(Crew {
                 rules,
                 subnet_file,

@@ -1,6 +1,6 @@
 //! From nothing to a lease: waiting for the config, for an underlay that can carry the network, and for a subnet.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::config::{self, NetworkConfig};
@@ -8,7 +8,7 @@ use fabric::lease::{Attributes, Subnet};
 use fabric::plan;
 use fabric::subnet_env::Previous;
 use registry::{AcquireError, Backoff, Held, Registry, RegistryError, Wanted};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::Daemon;
@@ -18,10 +18,12 @@ use crate::state_dir::State;
 
 /// A family that cannot be served by then does not hold up the other any longer: addresses come late after a boot.
 const WHOLE: Duration = Duration::from_secs(5);
-/// How often it is looked whether the registry has given what it hands out itself.
-const GIVEN_LOOK: Duration = Duration::from_millis(500);
-/// And whether a subnet has become free, at most.
-const ALLOC_LOOK: Duration = Duration::from_secs(2);
+/// How long a config that this node stood on is tried, while there is another by now.
+const STANDING: Duration = Duration::from_secs(30);
+/// Between two attempts to get what the registry hands out itself.
+const GIVEN_LOOK: Duration = Duration::from_millis(200);
+/// How often it is looked whether a subnet has become free, and half as long at random.
+const ALLOC_LOOK: Duration = Duration::from_secs(3);
 /// How often it is looked whether another daemon still keeps our device.
 const DEVICE_LOOK: Duration = Duration::from_millis(500);
 
@@ -36,14 +38,34 @@ impl Daemon {
     /// Waits for what only the registry can give: the config, and, on the ground that it makes, a lease.
     pub(super) async fn join(&self, previous: &Previous, state: &State) -> anyhow::Result<(Ground, Held)> {
         loop {
-            let config = self.network_config().await;
-            let text = config.text.clone();
+            // A node that has to find its lease anew goes on with the config it stands on, as long as that leads anywhere.
+            let standing = self.standing().take();
+            let patience = standing.as_ref().map_or(Duration::ZERO, |_| STANDING);
+            let config = match standing {
+                Some(config) => config,
+                None => self.network_config().await,
+            };
+            let network = config.network.clone();
+            let another = async {
+                sleep(patience).await;
+                self.config_is_another(&network).await;
+            };
             tokio::select! {
                 biased;
-                joined = self.join_by(config, previous, state) => return joined,
-                () = self.config_is_another(&text) => info!("the network config is another by now: starting anew with it"),
+                joined = self.join_by(config.clone(), previous, state) => {
+                    *self.standing() = Some(config);
+                    return joined;
+                }
+                () = another => {
+                    info!("the network config is another by now: starting anew with it");
+                    self.truth.update(|situation| situation.config_news = None);
+                }
             }
         }
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Option<Config>> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn join_by(
@@ -161,12 +183,10 @@ impl Daemon {
                     self.truth.update(|situation| situation.no_subnet = no_subnet);
                     self.truth.wait_for(format!("no lease yet: {failure}"));
                     match failure {
-                        // What somebody else is about to give costs one look.
-                        AcquireError::Registry(RegistryError::NotFound { .. }) => {
-                            backoff.step().min(GIVEN_LOOK)
-                        }
-                        // A look at all leases; a range that is widened is told.
-                        AcquireError::Alloc(_) => backoff.step().max(ALLOC_LOOK),
+                        // The next attempt waits for it to be given, itself.
+                        AcquireError::Registry(RegistryError::NotFound { .. }) => GIVEN_LOOK,
+                        // A look at all leases. A range that is widened is told of.
+                        AcquireError::Alloc(_) => self.chance.jitter(ALLOC_LOOK),
                         AcquireError::Registry(_) | AcquireError::Contended(_) => backoff.step(),
                     }
                 }

@@ -30,13 +30,13 @@ impl Daemon {
         self.registry.watch_config(&tell).await
     }
 
-    /// Comes back when the network config is another than this text.
-    pub(super) async fn config_is_another(&self, text: &str) {
+    /// Comes back when the network config is another than this, not only in writing.
+    pub(super) async fn config_is_another(&self, network: &NetworkConfig) {
         let (told, mut heard) = tokio::sync::watch::channel(false);
         let tell = |read: Result<Vec<u8>, RegistryError>| {
             // One that is gone or cannot be used is no reason to give up what there is.
-            let is_another =
-                read.is_ok_and(|json| json != text.as_bytes() && understand(&*self.registry, &json).is_ok());
+            let now = read.ok().and_then(|json| understand(&*self.registry, &json).ok());
+            let is_another = now.is_some_and(|now| !differences(network, &now).is_empty());
             told.send_replace(is_another);
         };
         sleep(BEFORE).await;
@@ -59,7 +59,9 @@ impl Daemon {
         };
         let json = match read {
             Ok(json) => json,
-            Err(RegistryError::NotFound { .. }) => return Some(unusable("is gone".to_owned())),
+            Err(missing @ RegistryError::NotFound { .. }) => {
+                return Some(unusable(format!("is not there any more ({missing})")));
+            }
             Err(failure) => {
                 warn!("network config: {failure}");
                 return None;

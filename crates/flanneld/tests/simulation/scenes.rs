@@ -332,7 +332,7 @@ fn a_daemon_whose_config_becomes_another_says_within_two_seconds_what_and_goes_o
             (Some("{"), "cannot be used: ", "put a valid one"),
             (
                 None,
-                "the network config is gone; this node goes on",
+                "the network config is not there any more (",
                 "put a valid one",
             ),
         ] {

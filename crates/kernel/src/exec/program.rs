@@ -146,6 +146,8 @@ impl Program {
     }
 
     fn spawn(&self, ends: [RawFd; 3]) -> io::Result<Pid> {
+        // Found out here, too: where a process is emulated (qemu-user) the child's word of it is lost.
+        rustix::fs::access(&self.file, rustix::fs::Access::EXEC_OK)?;
         let file = c_string(self.file.as_os_str())?;
         let arguments: Vec<CString> = self
             .arguments
@@ -196,7 +198,10 @@ impl Program {
         match unsafe { ptr::read_volatile(&raw const plan.error) } {
             0 => Ok(pid),
             errno => {
-                let _ = waitpid(Some(pid), WaitOptions::empty());
+                while matches!(
+                    waitpid(Some(pid), WaitOptions::empty()),
+                    Err(rustix::io::Errno::INTR)
+                ) {}
                 Err(io::Error::from_raw_os_error(errno))
             }
         }

@@ -12,9 +12,9 @@ use fabric::utc;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::connection::Failed;
+use super::listing::sample_of;
 use super::{Kube, Own};
-use crate::lock;
+use crate::{RegistryError, lock};
 
 /// Kubernetes forgets Events after an hour; what lasts is said again.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -24,6 +24,8 @@ const SELDOM: Duration = Duration::from_secs(60);
 const REFUSED: Duration = Duration::from_secs(600);
 /// Events about a Node, which is in no namespace, are in this one.
 const NAMESPACE: &str = "default";
+/// Nodes that are looked at to find out why one has no subnet.
+const SAMPLE: usize = 200;
 /// Bytes of the longest message an API server takes.
 const LONGEST: usize = 1024;
 
@@ -59,16 +61,33 @@ pub(super) type Alarms = BTreeMap<Reason, String>;
 pub(super) struct Said {
     message: String,
     at: Instant,
-    written: bool,
+    outcome: Outcome,
+}
+
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// It is there, and is to be said again after this long.
+    Written { again: Duration },
+    /// The server was not there.
+    Unanswered,
+    /// It says no.
+    Refused,
+}
+
+/// Whether two messages say the same but for numbers: those of others who wait change all the time.
+fn is_same(a: &str, b: &str) -> bool {
+    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    words(a) == words(b)
 }
 
 impl Said {
     fn due(&self, message: &str) -> Instant {
         self.at
-            + match (self.written, self.message == message) {
-                (false, _) => REFUSED,
-                (true, true) => AGAIN,
-                (true, false) => SELDOM,
+            + match (&self.outcome, is_same(&self.message, message)) {
+                (Outcome::Unanswered, _) => SELDOM,
+                (Outcome::Refused, _) => REFUSED,
+                (Outcome::Written { again }, true) => *again,
+                (Outcome::Written { .. }, false) => SELDOM,
             }
     }
 }
@@ -100,16 +119,22 @@ impl Kube {
             if due.is_some_and(|due| due > now) {
                 continue;
             }
-            let outcome = self.write_event(*reason, message).await;
+            let (outcome, failure) = match self.write_event(*reason, message).await {
+                Ok(()) => {
+                    let again = self.chance.jitter(AGAIN);
+                    (Outcome::Written { again }, None)
+                }
+                Err(RegistryError::Refused { reason, .. }) => (Outcome::Refused, Some(reason)),
+                Err(other) => (Outcome::Unanswered, Some(other.to_string())),
+            };
             let said = Said {
                 message: message.clone(),
                 at: now,
-                written: outcome.is_ok(),
+                outcome,
             };
             let before = lock(&self.said).insert(*reason, said);
-            if let Err(failure) = outcome
-                && before.is_none_or(|before| before.written)
-            {
+            let is_news = before.is_none_or(|before| matches!(before.outcome, Outcome::Written { .. }));
+            if let Some(failure) = failure.filter(|_| is_news) {
                 warn!("{message}. An Event of this cannot be written: {failure}");
             }
         }
@@ -120,16 +145,16 @@ impl Kube {
         due.min()
     }
 
-    async fn write_event(&self, reason: Reason, message: &str) -> Result<(), String> {
-        let name = self.own_name().await.map_err(|failure| failure.to_string())?;
-        let mut connection = self.connect().await.map_err(|failure| failure.to_string())?;
+    async fn write_event(&self, reason: Reason, message: &str) -> Result<(), RegistryError> {
+        let name = self.own_name().await?;
+        let mut connection = self.connect().await?;
+        let url = connection.url().to_owned();
         let body = event(&name, reason, message, SystemTime::now());
         let path = format!("/api/v1/namespaces/{NAMESPACE}/events");
-        match connection.post(&path, body).await {
-            Ok(_) => Ok(()),
-            Err(Failed::Status { code, message }) => Err(format!("{code}: {message}")),
-            Err(Failed::Unanswered(reason) | Failed::Odd(reason)) => Err(reason),
-        }
+        let written = connection.post(&path, body).await;
+        written
+            .map(drop)
+            .map_err(|failed| self.failed("create event", failed, &url))
     }
 
     /// Why Kubernetes has given the own Node no subnet: which of the causes there are, as far as the other Nodes show it.
@@ -148,14 +173,18 @@ impl Kube {
                     .join(", ")
             ));
         }
+        // Not all of them: a sample shows what there is to be seen, and what all who wait ask for has to be little.
         let mut connection = self.connect().await.ok()?;
-        let mut given = Given::default();
-        let counted = self
-            .each_node(&mut connection, |node, _| {
-                given.count(node.ok().as_ref(), network)
-            })
-            .await;
-        counted.ok()?;
+        let text = connection
+            .get_page(&format!("/api/v1/nodes?limit={SAMPLE}"))
+            .await
+            .ok()?;
+        let (nodes, are_all) = sample_of(&text, &self.options.prefix)?;
+        let mut given = Given {
+            are_all,
+            ..Given::default()
+        };
+        nodes.iter().for_each(|node| given.count(node.as_ref(), network));
         Some(given.cause(network))
     }
 }
@@ -163,6 +192,8 @@ impl Kube {
 /// How subnets are given out to the Nodes of a cluster.
 #[derive(Debug, Default)]
 struct Given {
+    /// No Node is left out.
+    are_all: bool,
     nodes: usize,
     with_subnet: usize,
     /// Prefix length of a subnet of the network's first family, and how many lie inside the network.
@@ -189,7 +220,7 @@ impl Given {
         let net = network.networks().next();
         let (Some(length), Some(net)) = (self.length, net) else {
             return format!(
-                "none of {} Nodes has one: the controller manager hands none out (is it run, with --allocate-node-cidrs=true and \
+                "none of {} Nodes looked at has one: the controller manager hands none out (is it run, with --allocate-node-cidrs=true and \
                  --cluster-cidr?)",
                 self.nodes
             );
@@ -200,12 +231,12 @@ impl Given {
                 "the cluster hands out a /{length} to each Node, which is more than the network {net} has: the controller manager's \
                  --node-cidr-mask-size and --cluster-cidr do not fit it"
             ),
-            Some(bits) if bits < 64 && self.inside >= 1 << bits => format!(
+            Some(bits) if self.are_all && bits < 64 && self.inside >= 1 << bits => format!(
                 "all {} subnets of /{length} in {net} are given out: --cluster-cidr is used up",
                 1_u64 << bits
             ),
             Some(_) => format!(
-                "{with_subnet} of {nodes} Nodes have one, of /{length}, and {net} has room for more: the controller manager's \
+                "{with_subnet} of {nodes} Nodes looked at have one, of /{length}, and {net} may have room for more: the controller manager's \
                  --cluster-cidr is smaller than the network and used up, its --node-cidr-mask-size leaves too few, or it does not run"
             ),
         }
@@ -271,7 +302,10 @@ mod tests {
 
     fn given(config: &str, cidrs: &[&str], without: usize) -> String {
         let network = network(config);
-        let mut given = Given::default();
+        let mut given = Given {
+            are_all: true,
+            ..Given::default()
+        };
         for cidr in cidrs {
             let node = NodeObject {
                 name: (*cidr).to_owned(),
@@ -292,20 +326,19 @@ mod tests {
         const CONFIG: &str = r#"{"Network":"10.244.0.0/22"}"#;
         assert!(
             given(CONFIG, &[], 3)
-                .starts_with("none of 3 Nodes has one: the controller manager hands none out")
+                .starts_with("none of 3 Nodes looked at has one: the controller manager hands none out")
         );
         let all = ["10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"];
         assert!(given(CONFIG, &all, 1).starts_with("all 4 subnets of /24 in 10.244.0.0/22 are given out"));
         // One of them is elsewhere: there is room yet.
         let elsewhere = ["10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24", "10.9.3.0/24"];
-        assert!(
-            given(CONFIG, &elsewhere, 1)
-                .starts_with("4 of 5 Nodes have one, of /24, and 10.244.0.0/22 has room for more")
-        );
+        assert!(given(CONFIG, &elsewhere, 1).starts_with(
+            "4 of 5 Nodes looked at have one, of /24, and 10.244.0.0/22 may have room for more"
+        ));
         assert!(given(CONFIG, &["10.244.0.0/16"], 1).starts_with("the cluster hands out a /16 to each Node"));
         // Of so many that no number holds them.
         let v6 = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/16"}"#;
-        assert!(given(v6, &["fd00::/96"], 1).contains("1 of 2 Nodes have one, of /96"));
+        assert!(given(v6, &["fd00::/96"], 1).contains("1 of 2 Nodes looked at have one, of /96"));
     }
 
     #[test]
@@ -333,13 +366,20 @@ mod tests {
     #[test]
     fn said_when_it_lasts_changes_or_was_refused_then_due_accordingly() {
         let at = Instant::now();
-        let said = |written| Said {
-            message: "a".to_owned(),
+        let said = |outcome| Said {
+            message: "3 of 10 wait".to_owned(),
             at,
-            written,
+            outcome,
         };
-        assert_eq!(said(true).due("a"), at + AGAIN);
-        assert_eq!(said(true).due("b"), at + SELDOM);
-        assert_eq!(said(false).due("b"), at + REFUSED);
+        let written = || Outcome::Written { again: AGAIN };
+        assert_eq!(said(written()).due("3 of 10 wait"), at + AGAIN);
+        assert_eq!(
+            said(written()).due("4 of 12 wait"),
+            at + AGAIN,
+            "the same, in other numbers"
+        );
+        assert_eq!(said(written()).due("none waits"), at + SELDOM);
+        assert_eq!(said(Outcome::Refused).due("none waits"), at + REFUSED);
+        assert_eq!(said(Outcome::Unanswered).due("3 of 10 wait"), at + SELDOM);
     }
 }

@@ -218,6 +218,11 @@ pub(super) async fn keep(
                 });
                 continue;
             }
+            // What was refused, or not answered, has come about all the same, or is not wanted any more.
+            Step::Wait if std::mem::take(&mut failing) => {
+                report(Holding::Renewed { expires: None });
+                continue;
+            }
             Step::Wait => None,
             Step::Annotate { .. } | Step::SetCondition { .. } if is_late => None,
             Step::Annotate { body, contested } => {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use fabric::annotations::NodeObject;
+use fabric::annotations::{NodeObject, Prefix};
 use fabric::config::NetworkConfig;
 use fabric::go_json::shorten;
 use fabric::lease::Snapshot;
@@ -152,6 +152,16 @@ impl Kube {
         let text = connection.get_page("/api/v1/nodes?limit=1").await?;
         Ok(number_of(&List::read(&text)?.metadata.resource_version))
     }
+}
+
+/// The Nodes of a first page, `None` for one that cannot be read, and whether these are all.
+pub(super) fn sample_of(text: &str, prefix: &Prefix) -> Option<(Vec<Option<NodeObject>>, bool)> {
+    let list = List::read(text).ok()?;
+    let items = list.items.iter().flatten();
+    let nodes = items
+        .map(|item| NodeObject::read(item.get(), prefix).ok())
+        .collect();
+    Some((nodes, list.metadata.next.is_empty()))
 }
 
 /// A Node object that cannot be read, of which the name can; else why.

@@ -119,7 +119,7 @@ impl Nodes {
             .filter_map(|(name, known)| Some((name, same(&known.lease.as_ref()?.attributes)?)))
             .min()?;
         Some(format!(
-            "Node {name} publishes the address of this node, {address}: peers send packets for both to one of them; give one of them another \
+            "Node {name} publishes the address of this node, {address}: peers send packets for both to one of them; delete Node {name} if it is gone, else give one of them another \
              (--iface, --public-ip, or the annotation public-ip-overwrite)"
         ))
     }

@@ -317,13 +317,13 @@ async fn event_when_kubernetes_gives_no_subnet_or_one_of_another_network_then_th
     }
     let error = acquire(&client).await.unwrap_err().to_string();
     assert!(
-        error.contains("none of 1 Nodes has one: the controller manager hands none out"),
+        error.contains("none of 1 Nodes looked at has one: the controller manager hands none out"),
         "{error}"
     );
     let (reason, message) = server.said().remove(0);
     assert_eq!(reason, "PodCIDRNotAssigned");
     assert!(
-        message.starts_with("it has no podCIDR yet: none of 1 Nodes has one"),
+        message.starts_with("it has no podCIDR yet: none of 1 Nodes looked at has one"),
         "{message}"
     );
     assert_eq!(server.said().len(), 1, "said once");

@@ -417,8 +417,20 @@ fn list(state: &State, query: &BTreeMap<String, String>) -> Response<Body> {
 }
 
 fn watched(state: &mut State, query: &BTreeMap<String, String>) -> Response<Body> {
-    let from: u64 = query["resourceVersion"].parse().unwrap();
     let (sender, receiver) = mpsc::unbounded_channel();
+    // Without a version: what is there, and then what happens.
+    let from: u64 = match query.get("resourceVersion") {
+        Some(version) => version.parse().unwrap(),
+        None => {
+            let name = query
+                .get("fieldSelector")
+                .and_then(|text| text.strip_prefix("metadata.name%3D"));
+            if let Some(node) = name.and_then(|name| state.nodes.get(name)) {
+                let _ = sender.send(line("ADDED", node));
+            }
+            state.version
+        }
+    };
     if from < state.oldest {
         // As kube-apiserver has it: told in the stream.
         let gone = json!({"kind": "Status", "status": "Failure", "message": "too old resource version", "reason": "Expired", "code": 410});
