@@ -52,7 +52,7 @@ const LARGEST_CONFIG: u64 = 1 << 20;
 const CONFIG_LOOK: Duration = Duration::from_secs(1);
 
 /// So long a Node that was just registered may be without a subnet, as nothing to speak of; and half as long at random.
-const UNASSIGNED: Duration = Duration::from_secs(10);
+const UNASSIGNED: Duration = Duration::from_secs(6);
 /// After so long it is found out anew why it has none, then after twice as long,
 const WHY_AGAIN: Duration = Duration::from_secs(300);
 /// and at least this often.
@@ -411,16 +411,25 @@ impl Kube {
     /// Waits until the own Node is another than it was when Kubernetes had given it nothing, but not for ever: over one connection, and
     /// at no cost to the server while nothing happens.
     async fn wait_for_subnet(&self, name: &str) {
-        let Some(version) = lock(&self.unassigned).as_ref().map(|known| known.version.clone()) else {
+        let now = Instant::now();
+        let waiting = lock(&self.unassigned)
+            .as_ref()
+            .map(|known| (known.version.clone(), known.ask_at));
+        let Some((version, ask_at)) = waiting else {
             return;
         };
         let most = self.chance.jitter(GIVEN);
+        // Why it is not given is to be found out by then.
+        let most = match ask_at.checked_duration_since(now) {
+            Some(left) if !version.is_empty() => most.min(left + AT_ONCE / 10),
+            _ => most,
+        };
         let heard = async {
             let mut connection = self.connect().await?;
             let url = connection.url().to_owned();
             let mut path = format!(
                 "/api/v1/nodes?watch=1&timeoutSeconds={}&fieldSelector=metadata.name%3D",
-                most.as_secs()
+                most.as_secs().max(1)
             );
             percent_encode(&mut path, name);
             if !version.is_empty() {

@@ -11,7 +11,7 @@ use crate::peer::Peer;
 /// The last host's: the others' pods are pinging.
 const OWN: &str = "h3";
 /// A podCIDR may be some seconds late, which is nothing to tell.
-const EVENT: Duration = Duration::from_secs(8);
+const EVENT: Duration = Duration::from_secs(10);
 
 pub fn rows(bed: &mut Bed) {
     annotations(bed);

@@ -25,7 +25,7 @@ const REFUSED: Duration = Duration::from_secs(600);
 /// Events about a Node, which is in no namespace, are in this one.
 const NAMESPACE: &str = "default";
 /// Nodes that are looked at to find out why one has no subnet.
-const SAMPLE: usize = 200;
+const SAMPLE: usize = 100;
 /// Bytes of the longest message an API server takes.
 const LONGEST: usize = 1024;
 
