@@ -585,6 +585,7 @@ impl Registry for Kube {
     fn watch<'a>(&'a self, sink: &'a (dyn Fn(Update) + Send + Sync)) -> Pending<'a, Infallible> {
         Box::pin(async move {
             tokio::select! {
+                biased;
                 never = watching::watch(self, sink) => match never {},
                 never = events::tell(self) => match never {},
             }

@@ -41,6 +41,7 @@ impl Daemon {
         };
         sleep(BEFORE).await;
         tokio::select! {
+            biased;
             never = self.registry.watch_config(&tell) => match never {},
             _ = heard.wait_for(|is_another| *is_another) => {}
         }
