@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::server::Server;
 use crate::{Heard, PREFIX, acquire, annotate, attributes, config, options, peer, register};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 150;
 const STEPS: usize = 40;
 /// Where the store's history begins.
 const FIRST: u64 = 1_000_000;
