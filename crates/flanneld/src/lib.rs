@@ -4,6 +4,7 @@
 pub mod board;
 pub mod cache;
 pub mod daemon;
+mod data_path;
 pub mod device_lock;
 pub mod engine;
 pub mod errand;

@@ -46,15 +46,12 @@ fn of_space(family: Family, before: &Space, now: &Space) -> Vec<String> {
     if before.subnet_len != now.subnet_len {
         said.push(was_is(&name("SubnetLen"), before.subnet_len, now.subnet_len));
     }
-    // Both follow from the network where they are left out.
-    if before.network == now.network || (before.min, before.max) != (now.min, now.max) {
-        for (field, before, now) in [
-            ("SubnetMin", before.min, now.min),
-            ("SubnetMax", before.max, now.max),
-        ] {
-            if before != now {
-                said.push(was_is(&name(field), before, now));
-            }
+    for (field, before, now) in [
+        ("SubnetMin", before.min, now.min),
+        ("SubnetMax", before.max, now.max),
+    ] {
+        if before != now {
+            said.push(was_is(&name(field), before, now));
         }
     }
     said
@@ -77,12 +74,9 @@ fn of_backend(before: &RawBackend, now: &RawBackend) -> Option<String> {
     };
     let (before, now) = (keys(before), keys(now));
     let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-    let value = |keys: &BTreeMap<String, (String, Value)>, name: &String| {
-        keys.get(name).map(|(_, value)| value.clone())
-    };
     let others: Vec<String> = names
         .into_iter()
-        .filter(|name| value(&before, name) != value(&now, name))
+        .filter(|name| before.get(*name).map(|key| &key.1) != now.get(*name).map(|key| &key.1))
         .filter_map(|name| now.get(name).or_else(|| before.get(name)))
         .map(|(name, _)| format!("Backend.{}", shorten(name)))
         .collect();

@@ -12,7 +12,6 @@ use tracing::warn;
 use super::Daemon;
 use super::ground::Ground;
 use super::join::understand;
-use crate::flags::RegistryOptions;
 use crate::truth::ConfigNews;
 
 /// What a start waits for comes first: the config was read just now.
@@ -100,15 +99,6 @@ fn keeps(network: &NetworkConfig, subnet: &Subnet) -> bool {
             _ => false,
         }
     })
-}
-
-impl RegistryOptions {
-    fn how_to_reload(&self) -> &'static str {
-        match self {
-            RegistryOptions::Etcd(_) => "systemctl reload flanneld (SIGHUP)",
-            RegistryOptions::Kube(_) => "a SIGHUP, or a restart of this node's flannel pod,",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -131,6 +131,14 @@ impl RegistryOptions {
             RegistryOptions::Kube(kube) => format!("file {}", kube.config.display()),
         }
     }
+
+    /// How another network config is taken up, for people.
+    pub fn how_to_reload(&self) -> &'static str {
+        match self {
+            RegistryOptions::Etcd(_) => "systemctl reload flanneld (SIGHUP)",
+            RegistryOptions::Kube(_) => "a SIGHUP, or a restart of this node's flannel pod,",
+        }
+    }
 }
 
 /// Where health and metrics are served.

@@ -106,7 +106,7 @@ impl Kube {
     }
 
     /// Takes every Node, page by page, as it was read and as it came; from which version on a watch goes on.
-    pub(super) async fn each_node(
+    async fn each_node(
         &self,
         connection: &mut Connection,
         mut take: impl FnMut(Result<NodeObject, String>, &str) + Send,

@@ -238,6 +238,15 @@ impl Following {
         until(&format!("{leases:?}"), || self.has(leases)).await;
     }
 
+    /// Others join, and all of them are heard.
+    async fn hears_of_others(&self) {
+        for third in 4..8 {
+            peer(&self.server, &format!("n{third}"), third);
+        }
+        let last = || self.heard.lock().unwrap().leases.contains_key("10.244.7.0-24");
+        until("the last of them", last).await;
+    }
+
     fn refused(&self) -> Vec<String> {
         self.heard.lock().unwrap().refused.keys().cloned().collect()
     }
@@ -369,18 +378,7 @@ async fn event_when_another_node_has_our_address_or_subnet_then_told_by_us_and_t
         "{message}"
     );
     // It is not said again for every change of somebody.
-    for third in 4..8 {
-        peer(&following.server, &format!("n{third}"), third);
-    }
-    let n7 = || {
-        following
-            .heard
-            .lock()
-            .unwrap()
-            .leases
-            .contains_key("10.244.7.0-24")
-    };
-    until("the last of them", n7).await;
+    following.hears_of_others().await;
     assert_eq!(following.server.said().len(), 2);
 }
 
@@ -401,18 +399,7 @@ async fn event_when_refused_then_not_asked_for_with_every_change() {
             .count()
     };
     until("an attempt", || asked() == 1).await;
-    for third in 4..8 {
-        peer(&following.server, &format!("n{third}"), third);
-    }
-    let n7 = || {
-        following
-            .heard
-            .lock()
-            .unwrap()
-            .leases
-            .contains_key("10.244.7.0-24")
-    };
-    until("the last of them", n7).await;
+    following.hears_of_others().await;
     assert_eq!(asked(), 1);
 }
 
