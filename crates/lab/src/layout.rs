@@ -84,6 +84,9 @@ pub struct Spec {
     pub mtu: u32,
     /// Two layer-3 segments with the switch as router between: odd hosts on the first, even ones on the second.
     pub routed: bool,
+    /// Every host is a machine with systemd ([`crate::machine`]).
+    #[serde(default)]
+    pub machines: bool,
 }
 
 impl Spec {
@@ -95,6 +98,7 @@ impl Spec {
             families: Families::Both,
             mtu: 1500,
             routed: false,
+            machines: false,
         }
     }
 

@@ -21,6 +21,7 @@ pub mod gateway;
 pub mod inside;
 pub mod kube;
 pub mod layout;
+pub mod machine;
 pub mod node;
 pub mod pod;
 pub mod process;

@@ -19,6 +19,7 @@ pub struct Node {
     directory: PathBuf,
     executables: PathBuf,
     holder: Record,
+    is_machine: bool,
 }
 
 impl Node {
@@ -30,6 +31,7 @@ impl Node {
             directory: spec.directory(),
             executables: executables.to_owned(),
             holder,
+            is_machine: spec.machines && name != "sw",
         }
     }
 
@@ -38,18 +40,13 @@ impl Node {
         &self.holder
     }
 
-    /// A command inside the node: its network, files and host name.
+    /// A command inside the node: its network, files and host name; of a machine also its processes.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, program: &[S]) -> Command {
-        let mut command = words(&[
-            "nsenter",
-            "-t",
-            &self.holder.pid.to_string(),
-            "-n",
-            "-m",
-            "-u",
-            "--",
-        ]);
-        command.args(program);
+        let mut command = words(&["nsenter", "-t", &self.holder.pid.to_string(), "-n", "-m", "-u"]);
+        if self.is_machine {
+            command.args(["-i", "-p", "-C"]);
+        }
+        command.arg("--").args(program);
         self.environment(&mut command);
         command
     }
@@ -64,7 +61,9 @@ impl Node {
 
     fn environment(&self, command: &mut Command) {
         mark(command, &self.lab);
-        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        let path = std::env::var("PATH").ok().filter(|_| !self.is_machine);
+        let path =
+            path.unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         command.env("PATH", format!("{}:{path}", self.executables.display()));
         command.env("NODE_NAME", &self.name);
     }

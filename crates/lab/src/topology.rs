@@ -1,6 +1,6 @@
 //! Building a lab, finding it again, and removing it without a trace.
 
-mod build;
+pub(crate) mod build;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -32,8 +32,11 @@ pub struct State {
     pub owner: Record,
     /// Directory of `flanneld`, `flannel-cni`, `flannelctl`.
     pub executables: PathBuf,
-    /// Holder of the switch, then of every host.
+    /// Holder of the switch, then of every host; of a machine that is its first process, when it was last up.
     pub holders: Vec<Record>,
+    /// Holder of every machine's disk, by host; none where hosts are no machines.
+    #[serde(default)]
+    pub disks: Vec<Record>,
     /// The registry, once it runs.
     pub store: Option<Store>,
     /// Type of the backend, for display.
@@ -95,6 +98,7 @@ impl Lab {
             owner,
             executables: executables.to_owned(),
             holders: Vec::new(),
+            disks: Vec::new(),
             store: None,
             backend: String::new(),
             daemons: Vec::new(),
@@ -106,12 +110,19 @@ impl Lab {
             return Err(LabError::Interrupted);
         }
         state.holders = build::holders(&spec, executables)?;
+        if spec.machines {
+            state.disks = state.holders.split_off(1);
+            state.holders.extend(state.disks.clone());
+        }
         save(&state)?;
         if interrupt.load(Ordering::Relaxed) {
             return Err(LabError::Interrupted);
         }
-        let lab = Lab::assemble(state, interrupt, true)?;
+        let mut lab = Lab::assemble(state, interrupt, true)?;
         guard.disarm();
+        if lab.spec.machines {
+            lab.boot_all()?;
+        }
         Ok(lab)
     }
 
@@ -137,7 +148,12 @@ impl Lab {
         for (name, holder) in node_names(&spec).iter().zip(&state.holders) {
             nodes.push(Node::new(&spec, name, &state.executables, holder.clone()));
         }
-        if nodes.len() != spec.hosts + 1 || !nodes.iter().all(|n| n.holder().alive()) {
+        // A machine may be off; its disk is there.
+        let held = match state.disks.as_slice() {
+            [] => nodes.iter().all(|n| n.holder().alive()),
+            disks => nodes.first().is_some_and(|n| n.holder().alive()) && disks.iter().all(Record::alive),
+        };
+        if nodes.len() != spec.hosts + 1 || !held {
             return Err(LabError::Missing {
                 what: "lab",
                 name: spec.name.clone(),
@@ -181,6 +197,18 @@ impl Lab {
     /// All hosts.
     pub fn hosts(&self) -> &[Node] {
         &self.hosts
+    }
+
+    /// A host has another holder from here on.
+    pub(crate) fn hold_host(&mut self, host: usize, holder: Record) -> Result<(), LabError> {
+        self.hosts[host - 1] = Node::new(
+            &self.spec,
+            &format!("h{host}"),
+            &self.state.executables,
+            holder.clone(),
+        );
+        self.state.holders[host] = holder;
+        self.save()
     }
 
     /// The switch's namespace.
@@ -352,6 +380,7 @@ pub fn remove(name: &str) -> Result<bool, LabError> {
         let lines: String = spaces.iter().map(|s| format!("netns del {s}\n")).collect();
         run_with_input(&mut words(&["ip", "-force", "-batch", "-"]), &lines)?;
     }
+    crate::machine::remove_groups(name)?;
     let found = ended > 0 || !spaces.is_empty() || directory.exists();
     if directory.exists() {
         file(&directory, fs::remove_dir_all(&directory))?;

@@ -1,0 +1,241 @@
+//! A cluster of machines, and what its pods notice of what is done to it.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lab::kube::Cluster;
+use lab::reach::parse_echo;
+use lab::rig::{executables, unique_name};
+use lab::store::Kind;
+use lab::{Families, Lab, Spec};
+use rustix::process::Signal;
+
+/// The last host is the one that is drained, deleted and rebooted.
+pub const HOSTS: usize = 3;
+/// What is waited for before a row fails: the computer is shared, and kubelet takes its time.
+pub const LIMIT: Duration = Duration::from_secs(120);
+/// Ours.
+pub const MANIFEST: &str = "deploy/kube-flannel.yml";
+/// Its DaemonSet.
+pub const SET: &str = "daemonset/kube-flannel-ds";
+
+pub struct Bed {
+    pub lab: Lab,
+    table: String,
+    failures: Vec<String>,
+}
+
+impl Bed {
+    /// Nodes without a network.
+    pub fn new() -> Bed {
+        let began = Instant::now();
+        let spec = Spec {
+            machines: true,
+            families: Families::V4,
+            ..Spec::new(&unique_name(), HOSTS)
+        };
+        let mut lab = Lab::up(spec, &executables().unwrap(), Arc::default()).unwrap();
+        let machines = began.elapsed();
+        lab.start_store(Kind::Kube).unwrap();
+        let mut bed = Bed {
+            lab,
+            table: String::new(),
+            failures: Vec::new(),
+        };
+        bed.say(&format!(
+            "\n{HOSTS} machines after {:.1} s, all of them Nodes after {:.1} s\n",
+            machines.as_secs_f64(),
+            began.elapsed().as_secs_f64()
+        ));
+        bed.lab.import_image(&image()).unwrap();
+        bed
+    }
+
+    pub fn cluster(&self) -> Cluster<'_> {
+        self.lab.cluster()
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.cluster()
+            .kubectl(arguments, "")
+            .unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn say(&mut self, text: &str) {
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
+        let _ = writeln!(self.table, "{text}");
+    }
+
+    /// One row: something is done until it is so, while the pods of all hosts but `away` ping each other.
+    ///
+    /// # Panics
+    /// When `deed` does; the rows after it would make no sense.
+    pub fn row(&mut self, name: &str, away: &[usize], deed: impl FnOnce(&mut Bed)) {
+        let pings = Pings::start(&self.lab, away);
+        let start = Instant::now();
+        deed(self);
+        let took = start.elapsed();
+        let (sent, lost) = pings.stop();
+        self.line(name, took, &format!("{sent:>6} pings, {} lost", lost.len()));
+        if sent == 0 {
+            self.fail(format!("{name}: nobody pinged"));
+        }
+        for path in lost {
+            self.fail(format!("{name}: {path}"));
+        }
+    }
+
+    /// One row in which nobody pings: something is done until it is so.
+    pub fn quiet_row(&mut self, name: &str, deed: impl FnOnce(&mut Bed)) {
+        let start = Instant::now();
+        deed(self);
+        self.line(name, start.elapsed(), "");
+    }
+
+    fn line(&mut self, name: &str, took: Duration, rest: &str) {
+        let line = format!("{name:<100} {:>7.2} s  {rest}", took.as_secs_f64());
+        self.say(line.trim_end());
+    }
+
+    /// Something is wrong; the rows after it are still of interest.
+    pub fn fail(&mut self, problem: String) {
+        self.say(&format!("    FAILED: {problem}"));
+        self.failures.push(problem);
+    }
+
+    /// Waits until `missing` names nothing.
+    pub fn wait(&self, what: &str, mut missing: impl FnMut(&Bed) -> Option<String>) {
+        let result = self.lab.wait(what, LIMIT, || {
+            let lack = missing(self);
+            if lack.is_some() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(lack)
+        });
+        if let Err(error) = result {
+            panic!("{error}\n{}{}", self.table, self.condition());
+        }
+    }
+
+    /// What there is to see when something does not come.
+    fn condition(&self) -> String {
+        let show = |arguments: &[&str]| {
+            self.cluster()
+                .kubectl(arguments, "")
+                .unwrap_or_else(|e| e.to_string())
+        };
+        format!(
+            "{}{}{}",
+            show(&["get", "nodes,pods", "-A", "-o", "wide"]),
+            show(&[
+                "-n",
+                "kube-flannel",
+                "logs",
+                "-l",
+                "app=flannel",
+                "--all-containers",
+                "--tail",
+                "20"
+            ]),
+            show(&["get", "events", "-A"]),
+        )
+    }
+
+    /// Every Node is ready and every pod of flannel's DaemonSet is the newest and ready.
+    pub fn settle(&mut self) {
+        if let Err(error) = self.lab.wait_for_flannel(SET) {
+            panic!("{error}\n{}{}", self.table, self.condition());
+        }
+    }
+
+    pub fn close(self) {
+        assert!(
+            self.failures.is_empty(),
+            "{}\n{}\n{}",
+            self.table,
+            self.failures.join("\n"),
+            self.condition()
+        );
+    }
+}
+
+/// The image's archive.
+fn image() -> PathBuf {
+    let path = std::env::var_os("FLANNEL_IMAGE");
+    let path = path.unwrap_or_else(|| {
+        panic!("FLANNEL_IMAGE names the image's archive; `cargo xtask test --suite kubelet` makes it and sets this")
+    });
+    PathBuf::from(path)
+}
+
+/// A file of the repository.
+pub fn file(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(name)
+        .display()
+        .to_string()
+}
+
+/// Pods that ping each other.
+struct Pings(Vec<(String, Child)>);
+
+impl Pings {
+    /// Each pod each other one, 100 times a second, but for those on the hosts `away`.
+    fn start(lab: &Lab, away: &[usize]) -> Pings {
+        let mut running = Vec::new();
+        let pods = || lab.state.pods.iter().filter(|pod| !away.contains(&pod.host));
+        for from in pods() {
+            for to in pods().filter(|to| to.host != from.host) {
+                let target = to.address(4).unwrap().to_string();
+                let end = lab.pod_end(from);
+                // The first packet may wait for neighbours; the count begins after it.
+                let warm = end.ping(&["-c", "3", "-i", "0.1", "-W", "3", &target]).unwrap();
+                let path = format!("{} -> {}", from.full_name(), to.full_name());
+                assert!(warm.is_some_and(|echo| echo.received > 0), "{path}: no answer");
+                let mut command = end.command(&["ping", "-n", "-q", "-i", "0.01", "-W", "2", &target]);
+                let child = command.stdout(Stdio::piped()).spawn().unwrap();
+                running.push((path, child));
+            }
+        }
+        Pings(running)
+    }
+
+    /// Ends them: what was sent, and what was lost, in words.
+    fn stop(mut self) -> (u32, Vec<String>) {
+        // The answer to the last one is under way.
+        std::thread::sleep(Duration::from_millis(200));
+        let (mut sent, mut lost) = (0, Vec::new());
+        for (_, child) in &self.0 {
+            lab::process::send(child.id(), Signal::INT);
+        }
+        for (path, child) in self.0.drain(..) {
+            let output = child.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let echo = parse_echo(&text).unwrap();
+            sent += echo.sent;
+            // That last one is ended with.
+            if echo.received + 1 < echo.sent {
+                lost.push(format!(
+                    "{path}: {} of {} lost",
+                    echo.sent - echo.received,
+                    echo.sent
+                ));
+            }
+        }
+        (sent, lost)
+    }
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
