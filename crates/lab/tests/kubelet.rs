@@ -6,10 +6,22 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
 
+#[path = "kubelet/backend.rs"]
+mod backend;
 #[path = "kubelet/bed.rs"]
 mod bed;
+#[path = "kubelet/failures.rs"]
+mod failures;
 #[path = "kubelet/install.rs"]
 mod install;
+#[path = "kubelet/nodes.rs"]
+mod nodes;
+#[path = "kubelet/restarts.rs"]
+mod restarts;
+#[path = "kubelet/swap.rs"]
+mod swap;
+#[path = "kubelet/trace.rs"]
+mod trace;
 
 use bed::Bed;
 
@@ -17,5 +29,10 @@ use bed::Bed;
 fn pods_when_anything_is_done_to_flannel_or_its_nodes_then_they_lose_nothing_they_need_not_lose() {
     let mut bed = Bed::new();
     install::rows(&mut bed);
+    restarts::rows(&mut bed);
+    failures::rows(&mut bed);
+    swap::rows(&mut bed);
+    nodes::rows(&mut bed);
+    backend::rows(&mut bed);
     bed.close();
 }

@@ -1,5 +1,6 @@
 //! A cluster of machines, and what its pods notice of what is done to it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -12,6 +13,8 @@ use lab::rig::{executables, unique_name};
 use lab::store::Kind;
 use lab::{Families, Lab, Spec};
 use rustix::process::Signal;
+
+use crate::trace;
 
 /// The last host is the one that is drained, deleted and rebooted.
 pub const HOSTS: usize = 3;
@@ -152,6 +155,60 @@ impl Bed {
         }
     }
 
+    /// Ends the flannel pod of a host, and waits for the next one.
+    pub fn renew_flannel(&mut self, host: usize) {
+        let pods = |bed: &Bed| bed.cluster().ready_pods("kube-flannel", "flannel").unwrap();
+        let on_host = |bed: &Bed| {
+            pods(bed)
+                .into_iter()
+                .find(|pod| pod.host == host)
+                .map(|pod| pod.name)
+        };
+        let old = on_host(self).unwrap();
+        self.kubectl(&["-n", "kube-flannel", "delete", "pod", &old]);
+        self.wait(&format!("the next flannel pod of h{host}"), |bed| {
+            let next = on_host(bed).filter(|name| *name != old);
+            next.is_none().then(|| "none that is ready".to_owned())
+        });
+    }
+
+    /// Finds the pods that ping, which may be others by now, and waits until they reach each other.
+    pub fn find_pods(&mut self) {
+        self.lab
+            .find_pods()
+            .unwrap_or_else(|e| panic!("{e}\n{}", self.condition()));
+        let pods = self.lab.state.pods.clone();
+        for from in &pods {
+            for to in pods.iter().filter(|to| to.host != from.host) {
+                let target = to.address(4).unwrap().to_string();
+                self.wait(&format!("{} -> {}", from.full_name(), to.full_name()), |bed| {
+                    let echo = bed
+                        .lab
+                        .pod_end(from)
+                        .ping(&["-c", "1", "-W", "1", &target])
+                        .unwrap();
+                    echo.is_none_or(|echo| echo.received == 0)
+                        .then(|| "no answer".to_owned())
+                });
+            }
+        }
+    }
+
+    /// What the kernels of the other hosts have for the last one.
+    pub fn peers_of_last(&self) -> Vec<BTreeSet<String>> {
+        let subnet = self.lab.env(HOSTS).unwrap().subnet_of(4).unwrap().to_string();
+        let address = self.lab.spec.host4(HOSTS).to_string();
+        let of_last = |entry: &String| entry.contains(&subnet) || entry.contains(&format!("to {address}"));
+        (1..HOSTS)
+            .map(|host| {
+                trace::of_flannel(self.lab.host(host))
+                    .into_iter()
+                    .filter(of_last)
+                    .collect()
+            })
+            .collect()
+    }
+
     pub fn close(self) {
         assert!(
             self.failures.is_empty(),
@@ -179,6 +236,13 @@ pub fn file(name: &str) -> String {
         .join(name)
         .display()
         .to_string()
+}
+
+/// What there is too much (+) and too little (-).
+pub fn difference(now: &BTreeSet<String>, expected: &BTreeSet<String>) -> String {
+    let more = now.difference(expected).map(|entry| format!("+ {entry}"));
+    let less = expected.difference(now).map(|entry| format!("- {entry}"));
+    more.chain(less).collect::<Vec<_>>().join("\n")
 }
 
 /// Pods that ping each other.

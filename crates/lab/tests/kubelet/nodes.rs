@@ -1,0 +1,91 @@
+//! The last Node is drained, deleted and joined, and its machine loses power. Its own pods are moved or down meanwhile; those of the others
+//! lose nothing.
+
+use std::time::Duration;
+
+use lab::store::Kind;
+
+use crate::bed::{Bed, HOSTS};
+
+const NODE: &str = "h3";
+
+pub fn rows(bed: &mut Bed) {
+    bed.row(
+        "h3 is drained and its Node deleted (its pods are moved or end)",
+        &[HOSTS],
+        |bed| {
+            bed.kubectl(&[
+                "drain",
+                NODE,
+                "--ignore-daemonsets",
+                "--force",
+                "--delete-emptydir-data",
+            ]);
+            bed.kubectl(&["delete", "node", NODE]);
+        },
+    );
+    bed.row("    and joins again: its pods answer", &[HOSTS], |bed| {
+        // kubelet registers its Node when it starts.
+        bed.lab
+            .host(HOSTS)
+            .run(&["systemctl", "restart", "kubelet"])
+            .unwrap();
+        comes_back(bed);
+    });
+    bed.row("h3 loses power and starts: its pods answer", &[HOSTS], |bed| {
+        bed.lab.cut_power(HOSTS).unwrap();
+        bed.lab.boot(HOSTS).unwrap();
+        comes_back(bed);
+    });
+    bed.row(
+        "h3 is shut down in order and starts: its pods answer",
+        &[HOSTS],
+        |bed| {
+            bed.lab.shut_down(HOSTS).unwrap();
+            bed.lab.boot(HOSTS).unwrap();
+            comes_back(bed);
+        },
+    );
+    let peers = bed.peers_of_last();
+    bed.row(
+        "the API server is away, and h3 loses power and starts: kubelet starts no pod of its own accord",
+        &[HOSTS],
+        |bed| {
+            bed.lab.kill_store();
+            bed.lab.cut_power(HOSTS).unwrap();
+            bed.lab.boot(HOSTS).unwrap();
+            std::thread::sleep(Duration::from_secs(5));
+            assert_eq!(
+                bed.lab.host(HOSTS).shell("ctr -n k8s.io tasks ls -q").unwrap(),
+                ""
+            );
+        },
+    );
+    if bed.peers_of_last() != peers {
+        bed.fail("the others no longer know h3".to_owned());
+    }
+    bed.row(
+        "    and the API server is back: its pods answer",
+        &[HOSTS],
+        |bed| {
+            bed.lab.start_store(Kind::Kube).unwrap();
+            comes_back(bed);
+        },
+    );
+}
+
+/// The last machine's flannel and pods are there and all pods reach all.
+fn comes_back(bed: &mut Bed) {
+    bed.wait(&format!("flannel on {NODE}"), |bed| {
+        let pods = bed
+            .cluster()
+            .ready_pods("kube-flannel", "flannel")
+            .unwrap_or_default();
+        let node = bed.cluster().node(NODE).unwrap().unwrap_or_default();
+        let is_there = pods.iter().any(|pod| pod.host == HOSTS);
+        (!is_there).then(|| format!("{}", node["status"]["conditions"]))
+    });
+    bed.kubectl(&["uncordon", NODE]);
+    bed.settle();
+    bed.find_pods();
+}
