@@ -54,9 +54,19 @@ pub fn servers() -> Result<PathBuf> {
     provide(SERVERS)
 }
 
+/// As [`servers`], with what nodes need besides.
+pub fn nodes() -> Result<PathBuf> {
+    provide(&[SERVERS, NODES].concat())
+}
+
 /// Whether the servers are there already.
 pub fn are_there() -> bool {
     missing(&folder(), SERVERS).is_empty()
+}
+
+/// Whether the programs of nodes are.
+pub fn nodes_are_there() -> bool {
+    missing(&folder(), NODES).is_empty()
 }
 
 /// The folder in which all of these are.

@@ -4,10 +4,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{build, succeeds};
-use crate::kube_assets;
-use crate::packages::{ETCD, KUBE, LAB, check_machine, ensure};
-use crate::say;
+use crate::cargo::{build, succeeds, target};
+use crate::packages::{ETCD, HOST_ROOT, KUBE, LAB, check_machine, ensure};
+use crate::{host_root, image, kube_assets, say};
 
 const HELP: &str = "\
 Installs what is missing, builds, makes a lab, proves that every pod reaches every pod, and leaves the lab up.
@@ -18,11 +17,13 @@ Usage: cargo xtask lab [--profile PROFILE] [--down] [--replace] [flags of `flann
   --down        take the lab down again after the proof
   --keep        leave it up (default)
   --replace     take a lab of that name down first, where one is up
-  the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --kube --name NAME --json ...
+  the rest      --nodes N --backend vxlan|host-gw --family 4|6|46 --etcd --kube --kubelet --name NAME --json ...
+                (with --kubelet the image is made, too)
 
 Examples:
   cargo xtask lab
   cargo xtask lab --backend host-gw --family 4 --etcd
+  cargo xtask lab --kube --kubelet
 ";
 
 /// `cargo xtask lab ...`.
@@ -63,7 +64,17 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     if has("--kube") {
         kube_assets::servers()?;
     }
+    let is_kubelet = has("--kubelet");
+    if is_kubelet {
+        ensure(&[HOST_ROOT])?;
+        kube_assets::nodes()?;
+        host_root::provide()?;
+    }
     let executables = build(&profile)?;
+    if is_kubelet && !passed.iter().any(|argument| argument.starts_with("--image")) {
+        let image = image::of(&executables, &target().join("image"))?;
+        passed.extend(["--image".to_owned(), image.display().to_string()]);
+    }
     let flannelctl = executables.join("flannelctl");
     if !flannelctl.is_file() {
         bail!("cargo built no {}", flannelctl.display());

@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod ci;
+mod host_root;
 mod image;
 mod kube_assets;
 mod lab;
@@ -24,6 +25,7 @@ Usage: cargo xtask VERB ...
   test    install what the tests need, build, run all of them; --suite NAME runs one, --list names them
   mutants whether the tests bite: one mistake after the other put into the code; hours
   kube-assets  Kubernetes' own servers for the tests, from Debian's source package; kept, six minutes the first time
+  host-root    the Debian of hosts that run systemd; kept, a minute the first time
   bench   scale, cni, path: figures beside their budgets
   dist    what is shipped, with its size; --image: the container image
   ci      what .ci/run runs: formatting, lints, tests, the fixed part of mutants
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(rest),
         "dist" => ci::dist(rest),
         "kube-assets" => kube_assets::run(rest),
+        "host-root" => host_root::run(rest),
         "ci" => ci::run(rest),
         "help" | "-h" | "--help" => {
             say(HELP);

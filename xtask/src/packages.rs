@@ -70,6 +70,32 @@ pub const BUILD_KUBE: &[Need] = &[
 /// What the cluster of a lab is made and spoken to with.
 pub const KUBE: &[Need] = &[("openssl", "openssl"), ("curl", "curl")];
 
+/// What machines of a lab are made and started with; the images of their pods hold busybox.
+pub const HOST_ROOT: &[Need] = &[
+    ("debootstrap", "debootstrap"),
+    ("systemd-nspawn", "systemd-container"),
+    ("/bin/busybox", "busybox-static"),
+];
+
+/// Debian's packages on every machine, beside systemd: what a lab does there, and what kubelet, kube-proxy and containerd call.
+pub const IN_HOST_ROOT: &[&str] = &[
+    "conntrack",
+    "containerd",
+    "curl",
+    "ethtool",
+    "iproute2",
+    "ipset",
+    "iptables",
+    "iputils-ping",
+    "kmod",
+    "mount",
+    "nftables",
+    "procps",
+    "runc",
+    "socat",
+    "util-linux",
+];
+
 /// Refuses to go on where labs cannot be made.
 pub fn check_machine() -> Result<()> {
     if !cfg!(target_os = "linux") {

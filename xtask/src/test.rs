@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 
 use crate::cargo::{Tally, cargo, executables, run as run_command, target, test};
 use crate::kube_assets;
-use crate::packages::{ETCD, KUBE, LAB, RUNTIMES, TESTS, check_machine, ensure};
-use crate::{image, say};
+use crate::packages::{ETCD, HOST_ROOT, KUBE, LAB, Need, RUNTIMES, TESTS, check_machine, ensure};
+use crate::{host_root, image, say};
 
 const HELP: &str = "\
 Installs what the tests need, builds the executables, runs every test. What cannot run is a failure, not a skip.
@@ -34,10 +34,63 @@ struct Suite {
     arguments: &'static [&'static str],
     /// Its output is a table for people: not captured.
     shown: bool,
+    /// What it runs on that is built, and takes too long to build for a run of everything.
+    needs: &'static [Built],
 }
 
-/// The suite that needs the container image.
-const IMAGE: &str = "image";
+/// Something that is built once and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Built {
+    /// Kubernetes' own servers.
+    Servers,
+    /// kubelet and what belongs to it.
+    Nodes,
+    /// The root of machines.
+    HostRoot,
+    /// The container image of the executables under test: built every time, and quickly.
+    Image,
+}
+
+impl Built {
+    fn is_there(self) -> bool {
+        match self {
+            Built::Servers => kube_assets::are_there(),
+            Built::Nodes => kube_assets::nodes_are_there(),
+            Built::HostRoot => host_root::is_there(),
+            Built::Image => true,
+        }
+    }
+
+    /// What is missing, and which verb makes it.
+    fn lack(self) -> &'static str {
+        match self {
+            Built::Servers => "Kubernetes' servers are not here; `cargo xtask kube-assets` builds them",
+            Built::Nodes => {
+                "Kubernetes' programs for nodes are not here; `cargo xtask kube-assets --nodes` builds them"
+            }
+            Built::HostRoot => "the root of machines is not here; `cargo xtask host-root` makes it",
+            Built::Image => "the image is not here",
+        }
+    }
+
+    fn provide(self) -> Result<()> {
+        match self {
+            Built::Servers => kube_assets::servers().map(|_| ()),
+            Built::Nodes => kube_assets::nodes().map(|_| ()),
+            Built::HostRoot => host_root::provide().map(|_| ()),
+            Built::Image => Ok(()),
+        }
+    }
+
+    /// What has to be installed to use it.
+    fn packages(self) -> &'static [Need] {
+        match self {
+            Built::Servers | Built::Nodes => KUBE,
+            Built::HostRoot => HOST_ROOT,
+            Built::Image => &[],
+        }
+    }
+}
 
 const SUITES: &[Suite] = &[
     Suite {
@@ -45,126 +98,161 @@ const SUITES: &[Suite] = &[
         about: "every crate's own tests",
         arguments: &["--workspace", "--lib", "--bins"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "crates",
         about: "every crate from outside: namespaces, real etcd, fuzz bodies",
         arguments: &["--workspace", "--exclude", "lab", "--test", "*"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "machinery",
         about: "the lab itself",
         arguments: &["--workspace", "--test", "machinery"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "conformance",
         about: "the tables V1-V16 and H1-H3, seen by ip, bridge and iptables-save",
         arguments: &["--workspace", "--test", "conformance"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "golden",
         about: "the objects, files and keys Go flannel leaves for the same config",
         arguments: &["--workspace", "--test", "golden"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "seeds",
         about: "configurations and command lines found in the wild",
         arguments: &["--workspace", "--test", "seeds"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "files",
         about: "every file that is read or written, absent, torn, a FIFO, a link, a device, on a disk that is full or hangs",
         arguments: &["--workspace", "--test", "files"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "ipip",
         about: "ipip: tables I1 to I4, repair, take-over, restart; on a kernel without it, what is said of that",
         arguments: &["--workspace", "--test", "ipip"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "reach",
         about: "flannelctl lab up: vxlan and host-gw, both registries, full-size packets; Ctrl-C",
         arguments: &["--workspace", "--test", "reach"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "repair",
         about: "objects broken by hand, and the time until they are back",
         arguments: &["--workspace", "--test", "repair"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "readiness",
         about: "what a node says of itself, and how soon, while something is done to it; repair beside others' noise",
         arguments: &["--workspace", "--test", "readiness"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "hostile",
         about: "anything that can be written to the registry, beside an honest peer that is to notice nothing",
         arguments: &["--workspace", "--test", "hostile"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "restart",
         about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
         arguments: &["--workspace", "--test", "restart"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "blocked",
         about: "a second daemon for one device, a state directory that hangs",
         arguments: &["--workspace", "--test", "blocked"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "status",
         about: "the CNI verb STATUS beside flanneld and etcd that come and go",
         arguments: &["--workspace", "--test", "status"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "crowd",
         about: "200 daemons started at once on one etcd",
         arguments: &["--workspace", "--test", "crowd"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "runtimes",
         about: "podman and containerd of Debian with our CNI plugins on two hosts",
         arguments: &["--workspace", "--test", "runtimes"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "deploy",
         about: "manifest, chart and kustomizations: names, rights, flags, copies",
         arguments: &["--workspace", "--test", "deploy"],
         shown: false,
+        needs: &[],
     },
     Suite {
-        name: IMAGE,
+        name: "image",
         about: "the container image: archive, programs, and the commands of flannel's manifests in containers of it",
         arguments: &["--workspace", "--test", "image"],
         shown: false,
+        needs: &[Built::Image],
     },
     Suite {
         name: "documents",
         about: "the commands shown in the documents",
         arguments: &["--workspace", "--test", "documents"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "kube",
         about: "a real API server: every change of a Node, the own one's too, and how soon it is followed",
         arguments: &["--workspace", "--test", "kube_cluster"],
         shown: true,
+        needs: &[Built::Servers],
+    },
+    Suite {
+        name: "machine",
+        about: "hosts of the lab that run systemd: what stays when they lose power, and that nothing is left of them",
+        arguments: &["--workspace", "--test", "machine"],
+        shown: false,
+        needs: &[Built::HostRoot],
+    },
+    Suite {
+        name: "kubelet",
+        about: "real kubelets: the manifest applied, restarted, deleted, swapped, nodes that go and come, and what pods notice of it",
+        arguments: &["--workspace", "--test", "kubelet"],
+        shown: true,
+        needs: &[Built::Servers, Built::Nodes, Built::HostRoot, Built::Image],
     },
 ];
 
@@ -174,12 +262,8 @@ const LONG: &[Suite] = &[Suite {
     about: "60,000 leases and floods of minutes beside an honest peer; only when asked for",
     arguments: &["--workspace", "--test", "hostile"],
     shown: true,
+    needs: &[],
 }];
-
-/// Whether a suite runs on Kubernetes' own servers, which have to be built first.
-fn needs_kube(suite: &Suite) -> bool {
-    suite.name == "kube"
-}
 
 /// `cargo xtask test ...`.
 pub fn run(arguments: &[String]) -> Result<bool> {
@@ -216,13 +300,15 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     ensure(&[LAB, ETCD, TESTS, RUNTIMES])?;
     // Minutes of building that a run of everything has no time for. What is not run is named at the end.
     let mut unsupported = Vec::new();
-    if !focused && !kube_assets::are_there() {
-        chosen.retain(|suite| !needs_kube(suite));
-        unsupported.extend(SUITES.iter().filter(|suite| needs_kube(suite)));
+    if !focused {
+        chosen.retain(|suite| {
+            let lack = suite.needs.iter().find(|need| !need.is_there());
+            unsupported.extend(lack.map(|need| (suite.name, need.lack())));
+            lack.is_none()
+        });
     }
-    if chosen.iter().any(|suite| needs_kube(suite)) {
-        ensure(&[KUBE])?;
-    }
+    let needs = || chosen.iter().flat_map(|suite| suite.needs);
+    ensure(&needs().map(|need| need.packages()).collect::<Vec<_>>())?;
     // Compiled first and together, so that no suite's time is a compiler's. Always the whole workspace: a part of it would have
     // other features of its dependencies, which are then compiled once more.
     run_command(&mut cargo(&["build", "--locked", "--workspace", "--bins"]))?;
@@ -233,7 +319,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         "--no-run",
         "--quiet",
     ]))?;
-    let image = if chosen.iter().any(|suite| suite.name == IMAGE) {
+    let image = if needs().any(|need| *need == Built::Image) {
         Some(image::of(&executables("dev"), &target().join("image"))?)
     } else {
         None
@@ -242,10 +328,8 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let mut twice = Vec::new();
     for suite in chosen {
         say(&format!("\n== {}: {}", suite.name, suite.about));
-        if needs_kube(suite)
-            && let Err(error) = kube_assets::servers()
-        {
-            say(&format!("no Kubernetes to test with: {error:#}"));
+        if let Err(error) = suite.needs.iter().try_for_each(|need| need.provide()) {
+            say(&format!("nothing to test with: {error:#}"));
             let failed = Tally {
                 failed: 1,
                 ..Tally::default()
@@ -274,10 +358,9 @@ pub fn run(arguments: &[String]) -> Result<bool> {
         results.push((suite.name, tally, start.elapsed().as_secs_f64()));
     }
     let good = summary(&results, &twice);
-    for suite in unsupported {
+    for (name, lack) in unsupported {
         say(&format!(
-            "suite {} ... NOT RUN: Kubernetes' servers are not here; `cargo xtask kube-assets` builds them, `cargo xtask test --suite {}` runs it",
-            suite.name, suite.name
+            "suite {name} ... NOT RUN: {lack}, `cargo xtask test --suite {name}` runs it"
         ));
     }
     Ok(good)

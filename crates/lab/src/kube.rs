@@ -6,6 +6,7 @@ pub mod pods;
 mod servers;
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,7 +17,6 @@ use crate::command::{LabError, line, output, run_with_input};
 use crate::topology::Lab;
 use crate::witness::json as parse;
 pub use nodes::IMAGE;
-use servers::strings;
 
 /// Where a host has the network configuration; below what each host has of its own.
 pub const NET_CONF: &str = "/run/net-conf.json";
@@ -86,13 +86,20 @@ pub struct Cluster<'a> {
 impl Cluster<'_> {
     /// `kubectl ARGS` as administrator, with `input` on stdin; gives its stdout.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String, LabError> {
+        run_with_input(self.kubectl_command()?.args(arguments), input)
+    }
+
+    /// `kubectl` as a person calls it, with what to do still to be said.
+    pub fn entry(&self) -> Result<String, LabError> {
+        Ok(line(&self.kubectl_command()?))
+    }
+
+    fn kubectl_command(&self) -> Result<Command, LabError> {
         let folder = self.lab.kube_folder();
-        let mut command = vec![program("kubectl")?.display().to_string()];
-        command.push(format!("--kubeconfig={}", folder.join("admin.conf").display()));
-        command.push(format!("--cache-dir={}", folder.join("cache").display()));
-        command.extend(arguments.iter().map(|word| (*word).to_owned()));
-        let mut command = self.lab.switch().network_command(&strings(&command));
-        run_with_input(&mut command, input)
+        let program = program("kubectl")?.display().to_string();
+        let kubeconfig = format!("--kubeconfig={}", folder.join("admin.conf").display());
+        let cache = format!("--cache-dir={}", folder.join("cache").display());
+        Ok(self.lab.switch().network_command(&[&program, &kubeconfig, &cache]))
     }
 
     /// One request as administrator: the status, and what came.

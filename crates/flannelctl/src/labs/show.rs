@@ -3,6 +3,7 @@
 use ::lab::Lab;
 use ::lab::reach::{Cell, Matrix};
 use ::lab::speed::Speed;
+use ::lab::store::Kind;
 use serde_json::{Value, json};
 
 use super::{DEFAULT_NAME, verdict};
@@ -290,5 +291,8 @@ pub fn ways_in(lab: &Lab, out: &mut Out) -> Result<(), Ended> {
         ]);
     }
     out.table(&rows)?;
+    if lab.state.store.as_ref().is_some_and(|store| store.kind == Kind::Kube) {
+        out.line(&format!("kubectl:        {}", lab.cluster().entry()?))?;
+    }
     out.line(&format!("logs and state: {}", lab.spec.directory().display()))
 }

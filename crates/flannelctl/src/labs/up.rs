@@ -1,6 +1,6 @@
 //! `flannelctl lab up`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,9 +25,12 @@ Usage: flannelctl lab up [--nodes N] [--backend TYPE] [--family 4|6|46] [--etcd|
   --nodes N         hosts, each with one pod (default 3)
   --backend TYPE    vxlan, host-gw or any other that is built (default vxlan)
   --option K=V,...  keys of the backend's configuration, such as VNI=7,Port=4789,DirectRouting=true
-  --family F        4, 6, or 46 for both (default 46)
+  --family F        4, 6, or 46 for both (default 46; with --kubelet 4)
   --etcd            Debian's etcd instead of the embedded registry
   --kube            Kubernetes: a real API server, every host a Node (`cargo xtask kube-assets` makes the programs)
+  --kubelet         with --kube: every host a machine with systemd, containerd, kubelet and kube-proxy, flannel a DaemonSet of the
+                    manifest, pods Kubernetes' own (IPv4; `cargo xtask host-root` makes the machines' root)
+  --image FILE      with --kubelet: flannel's image, as `cargo xtask dist --image` leaves it
   --nftables        firewall rules by nftables instead of iptables
   --name NAME       name of the lab (default: $FLANNEL_LAB_NAME, else lab); several can be up
   --mtu N           of the underlay (default 1500)
@@ -42,30 +45,55 @@ looked at. Ctrl-C leaves nothing.
 Examples:
   flannelctl lab up
   flannelctl lab up --nodes 5 --backend host-gw --family 4 --etcd --name second
+  flannelctl lab up --kube --kubelet --image target/dist/image/flannel-VERSION-amd64.tar
 ";
+
+/// What is applied to a cluster of machines, with the configuration that was asked for.
+const MANIFEST: &str = include_str!("../../../../deploy/kube-flannel.yml");
 
 /// `flannelctl lab up ...`.
 pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     let grammar = Grammar {
         help: HELP,
-        values: &["nodes", "backend", "option", "family", "name", "mtu", "bin-dir"],
-        switches: &["etcd", "kube", "nftables", "routed", "no-speed", "json"],
+        values: &[
+            "nodes", "backend", "option", "family", "name", "mtu", "bin-dir", "image",
+        ],
+        switches: &[
+            "etcd", "kube", "kubelet", "nftables", "routed", "no-speed", "json",
+        ],
         stop_at_positional: false,
     };
     let read = grammar.read(arguments)?;
     read.exactly([])?;
+    let is_kubelet = read.has("kubelet");
     let usage = |error: ::lab::LabError| Ended::Usage(error.to_string());
     let spec = Spec {
         name: super::name(&read),
         hosts: usize::try_from(read.number("nodes", 3)?).unwrap_or(usize::MAX),
-        families: Families::parse(read.value_or("family", "46")).map_err(usage)?,
+        families: Families::parse(read.value_or("family", if is_kubelet { "4" } else { "46" }))
+            .map_err(usage)?,
         mtu: u32::try_from(read.number("mtu", 1500)?).unwrap_or(u32::MAX),
         routed: read.has("routed"),
+        machines: is_kubelet,
     };
     spec.validate().map_err(usage)?;
     let backend = backend(&read)?;
     if read.has("etcd") && read.has("kube") {
         return Err(Ended::Usage("--etcd and --kube: expected one of them".to_owned()));
+    }
+    if is_kubelet && !read.has("kube") {
+        return Err(Ended::Usage("--kubelet: expected --kube beside it".to_owned()));
+    }
+    if is_kubelet != read.value("image").is_some() {
+        return Err(Ended::Usage(
+            "--kubelet and --image FILE: expected both or none".to_owned(),
+        ));
+    }
+    if is_kubelet && spec.families != Families::V4 {
+        return Err(Ended::Usage(format!(
+            "--family {}: expected 4 with --kubelet",
+            spec.families
+        )));
     }
     let interrupt = interrupt_flag()?;
     let progress = Progress::new(false);
@@ -131,15 +159,26 @@ fn build(
     if read.has("nftables") {
         config["EnableNFTables"] = json!(true);
     }
-    lab.configure(&config)?;
-    progress.step("flanneld on every host");
-    lab.start_daemons(&[])?;
-    let took = lab.wait_for_routes(Duration::from_secs(30 + hosts as u64))?;
-    progress.step(&format!(
-        "every route on every host after {:.2} s; a pod on every host",
-        took.as_secs_f64()
-    ));
-    lab.add_pods()?;
+    if let Some(image) = read.value("image") {
+        progress.step("flannel's image on every host, and its manifest");
+        lab.import_image(Path::new(image))?;
+        let took = lab.deploy_flannel(MANIFEST, &config)?;
+        progress.step(&format!(
+            "flannel runs and all Nodes are ready after {:.2} s; a pod on every Node",
+            took.as_secs_f64()
+        ));
+        lab.deploy_pods()?;
+    } else {
+        lab.configure(&config)?;
+        progress.step("flanneld on every host");
+        lab.start_daemons(&[])?;
+        let took = lab.wait_for_routes(Duration::from_secs(30 + hosts as u64))?;
+        progress.step(&format!(
+            "every route on every host after {:.2} s; a pod on every host",
+            took.as_secs_f64()
+        ));
+        lab.add_pods()?;
+    }
     progress.step("who reaches whom, and with how large a packet");
     let matrix = lab.matrix()?;
     let speeds = if read.has("no-speed") {

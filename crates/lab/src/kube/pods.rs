@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use crate::topology::Lab;
 pub const PODS: &str = "lab";
 /// Where flannel's manifests put it.
 pub const FLANNEL_NAMESPACE: &str = "kube-flannel";
+/// Flannel's DaemonSet there.
+pub const SET: &str = "kube-flannel-ds";
 /// Pulling takes no time here, but a busy computer does.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -120,10 +122,25 @@ fn ready_pod(pod: &Value) -> Option<RunningPod> {
 }
 
 impl Lab {
+    /// Applies flannel's manifest with another network configuration in it, and waits until it runs everywhere.
+    pub fn deploy_flannel(&mut self, manifest: &str, config: &Value) -> Result<Duration, LabError> {
+        let text = self
+            .cluster()
+            .kubectl(&["apply", "--dry-run=client", "-o", "json", "-f", "-"], manifest)?;
+        let mut objects = crate::witness::json("kubectl apply --dry-run", &text)?;
+        let mut places = objects["items"].as_array_mut().into_iter().flatten();
+        let place = places.find_map(|object| object.pointer_mut("/data/net-conf.json"));
+        let place = place.ok_or_else(|| LabError::Invalid("a manifest without net-conf.json".to_owned()))?;
+        *place = Value::String(format!("{config:#}"));
+        self.cluster().apply(&objects)?;
+        self.wait_for_flannel()
+    }
+
     /// Waits until flannel's DaemonSet runs everywhere and all Nodes are ready; notes its processes.
-    pub fn wait_for_flannel(&mut self, set: &str) -> Result<Duration, LabError> {
-        let start = std::time::Instant::now();
-        self.cluster().wait_for_rollout(FLANNEL_NAMESPACE, set)?;
+    pub fn wait_for_flannel(&mut self) -> Result<Duration, LabError> {
+        let start = Instant::now();
+        self.cluster()
+            .wait_for_rollout(FLANNEL_NAMESPACE, &format!("daemonset/{SET}"))?;
         self.wait_for_nodes(PATIENCE)?;
         let took = start.elapsed();
         self.find_daemons()?;

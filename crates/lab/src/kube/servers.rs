@@ -274,6 +274,6 @@ CONF
     }
 }
 
-pub(super) fn strings(words: &[String]) -> Vec<&str> {
+fn strings(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }

@@ -11,7 +11,7 @@ use lab::kube::Cluster;
 use lab::reach::parse_echo;
 use lab::rig::{executables, unique_name};
 use lab::store::Kind;
-use lab::{Families, Lab, Spec};
+use lab::{Families, Lab, LabError, Spec};
 use rustix::process::Signal;
 
 use crate::trace;
@@ -22,8 +22,6 @@ pub const HOSTS: usize = 3;
 pub const LIMIT: Duration = Duration::from_secs(120);
 /// Ours.
 pub const MANIFEST: &str = "deploy/kube-flannel.yml";
-/// Its DaemonSet.
-pub const SET: &str = "daemonset/kube-flannel-ds";
 
 pub struct Bed {
     pub lab: Lab,
@@ -110,18 +108,9 @@ impl Bed {
         self.failures.push(problem);
     }
 
-    /// Waits until `missing` names nothing.
-    pub fn wait(&self, what: &str, mut missing: impl FnMut(&Bed) -> Option<String>) {
-        let result = self.lab.wait(what, LIMIT, || {
-            let lack = missing(self);
-            if lack.is_some() {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Ok(lack)
-        });
-        if let Err(error) = result {
-            panic!("{error}\n{}{}", self.table, self.condition());
-        }
+    /// As [`Bed::until`], of what only looks.
+    pub fn wait(&mut self, what: &str, mut missing: impl FnMut(&Bed) -> Option<String>) {
+        self.until(what, |bed| Ok(missing(bed)));
     }
 
     /// What there is to see when something does not come.
@@ -148,10 +137,23 @@ impl Bed {
         )
     }
 
-    /// Every Node is ready and every pod of flannel's DaemonSet is the newest and ready.
+    /// Every Node is ready, every pod of flannel's DaemonSet is the newest and ready, and there is a daemon on every machine.
     pub fn settle(&mut self) {
-        if let Err(error) = self.lab.wait_for_flannel(SET) {
-            panic!("{error}\n{}{}", self.table, self.condition());
+        self.until("flannel on every Node", |bed| {
+            bed.lab.wait_for_flannel()?;
+            let on: Vec<usize> = bed.lab.state.daemons.iter().map(|(host, _)| *host).collect();
+            Ok((on.len() != HOSTS).then(|| format!("daemons on {on:?}")))
+        });
+    }
+
+    /// Waits until `missing` names nothing; an error is something missing, too.
+    fn until(&mut self, what: &str, mut missing: impl FnMut(&mut Bed) -> Result<Option<String>, LabError>) {
+        let start = Instant::now();
+        while let Some(lack) = missing(self).unwrap_or_else(|error| Some(error.to_string())) {
+            if start.elapsed() > LIMIT {
+                panic!("{what}: {lack}\n{}{}", self.table, self.condition());
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -174,24 +176,21 @@ impl Bed {
 
     /// Finds the pods that ping, which may be others by now, and waits until they reach each other.
     pub fn find_pods(&mut self) {
-        self.lab
-            .find_pods()
-            .unwrap_or_else(|e| panic!("{e}\n{}", self.condition()));
-        let pods = self.lab.state.pods.clone();
-        for from in &pods {
-            for to in pods.iter().filter(|to| to.host != from.host) {
-                let target = to.address(4).unwrap().to_string();
-                self.wait(&format!("{} -> {}", from.full_name(), to.full_name()), |bed| {
-                    let echo = bed
-                        .lab
-                        .pod_end(from)
-                        .ping(&["-c", "1", "-W", "1", &target])
-                        .unwrap();
-                    echo.is_none_or(|echo| echo.received == 0)
-                        .then(|| "no answer".to_owned())
-                });
+        self.until("pods that reach each other", |bed| {
+            // What the cluster says of a machine without power is old.
+            bed.lab.find_pods()?;
+            let pods = &bed.lab.state.pods;
+            for from in pods {
+                for to in pods.iter().filter(|to| to.host != from.host) {
+                    let target = to.address(4).unwrap().to_string();
+                    let echo = bed.lab.pod_end(from).ping(&["-c", "1", "-W", "1", &target])?;
+                    if echo.is_none_or(|echo| echo.received == 0) {
+                        return Ok(Some(format!("{} -> {}: no answer", from.full_name(), to.full_name())));
+                    }
+                }
             }
-        }
+            Ok(None)
+        });
     }
 
     /// What the kernels of the other hosts have for the last one.

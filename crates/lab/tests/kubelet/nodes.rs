@@ -11,7 +11,7 @@ const NODE: &str = "h3";
 
 pub fn rows(bed: &mut Bed) {
     bed.row(
-        "h3 is drained and its Node deleted (its pods are moved or end)",
+        "h3 is drained and its Node deleted, until its last pod is gone (they are moved or end)",
         &[HOSTS],
         |bed| {
             bed.kubectl(&[
@@ -22,6 +22,10 @@ pub fn rows(bed: &mut Bed) {
                 "--delete-emptydir-data",
             ]);
             bed.kubectl(&["delete", "node", NODE]);
+            bed.wait("no pod on h3", |bed| {
+                let left = bed.lab.host(HOSTS).shell("ctr -n k8s.io tasks ls -q").unwrap();
+                (!left.is_empty()).then_some(left)
+            });
         },
     );
     bed.row("    and joins again: its pods answer", &[HOSTS], |bed| {
@@ -76,16 +80,10 @@ pub fn rows(bed: &mut Bed) {
 
 /// The last machine's flannel and pods are there and all pods reach all.
 fn comes_back(bed: &mut Bed) {
-    bed.wait(&format!("flannel on {NODE}"), |bed| {
-        let pods = bed
-            .cluster()
-            .ready_pods("kube-flannel", "flannel")
-            .unwrap_or_default();
-        let node = bed.cluster().node(NODE).unwrap().unwrap_or_default();
-        let is_there = pods.iter().any(|pod| pod.host == HOSTS);
-        (!is_there).then(|| format!("{}", node["status"]["conditions"]))
+    bed.wait(&format!("Node {NODE}"), |bed| {
+        let node = bed.cluster().node(NODE).unwrap();
+        node.is_none().then(|| "none".to_owned())
     });
-    bed.kubectl(&["uncordon", NODE]);
     bed.settle();
     bed.find_pods();
 }

@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use lab::kube::pods::server_spec;
+use lab::kube::pods::{SET, server_spec};
 use lab::store::Kind;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::bed::{Bed, HOSTS, MANIFEST, SET, file};
+use crate::bed::{Bed, HOSTS, MANIFEST, file};
 
 /// How long something is away.
 const AWAY: Duration = Duration::from_secs(5);
 
 pub fn rows(bed: &mut Bed) {
     bed.row("kubectl rollout restart of our DaemonSet", &[], |bed| {
-        bed.kubectl(&["-n", "kube-flannel", "rollout", "restart", SET]);
+        bed.kubectl(&["-n", "kube-flannel", "rollout", "restart", "daemonset", SET]);
         bed.settle();
     });
     bed.row("kubectl delete -f, and flannel is away for 5 s", &[], |bed| {
