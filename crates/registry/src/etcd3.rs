@@ -6,6 +6,7 @@
 
 mod connection;
 mod endpoint;
+mod health;
 mod keys;
 mod listing;
 mod members;

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::{self, pki_types::ServerName};
 use tonic::body::Body;
@@ -29,7 +29,7 @@ use tower_service::Service;
 use super::endpoint::{Address, Endpoint};
 use super::tls::TlsFiles;
 use super::{Credentials, REQUEST_DEADLINE};
-use crate::names;
+use crate::{dial, names};
 
 /// Pings while a stream is open and nothing was read for so long. etcd refuses them more often than every 5 s, and
 /// without an open stream altogether.
@@ -80,7 +80,7 @@ impl Connection {
         let sender = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let found = names::look_up(host, *port).await?;
-                let stream = TcpStream::connect(found.as_slice()).await?;
+                let stream = dial::connect(&found).await?;
                 stream.set_nodelay(true)?;
                 if endpoint.tls {
                     let connector = TlsConnector::from(Arc::new(files.load()?));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ use super::tls::TlsFiles;
 use super::{Credentials, REQUEST_DEADLINE};
 use crate::RegistryError;
 use crate::chance::Chance;
-use crate::state::{Failure, State};
+use crate::state::{Failure, State, Trouble};
 
 /// TCP, TLS and login together: less than a request's deadline, so that one dead member among several costs little.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -30,6 +30,7 @@ pub(crate) struct Members {
     current: Mutex<Current>,
     sent: Arc<AtomicU64>,
     state: watch::Sender<State>,
+    full: Notify,
 }
 
 struct Current {
@@ -119,6 +120,7 @@ impl Members {
             current: Mutex::new(current),
             sent: Arc::new(AtomicU64::new(0)),
             state,
+            full: Notify::new(),
         }
     }
 
@@ -150,6 +152,13 @@ impl Members {
                 }
                 Ok(Err(status)) if !is_worth_another_member(&status) => {
                     let endpoint = connection.endpoint.to_string();
+                    if is_refusal(&status) {
+                        // Until it is over this is what is wrong, and not what was before it.
+                        self.note_failure(&format!("{endpoint}: {call}: {}", describe(&status)), false);
+                    }
+                    if status.code() == Code::ResourceExhausted {
+                        self.full.notify_one();
+                    }
                     return Err(CallError::Status {
                         endpoint,
                         call,
@@ -272,6 +281,26 @@ impl Members {
         });
     }
 
+    /// Resolves when a member has no room for what was to be written.
+    pub(super) async fn full(&self) {
+        self.full.notified().await;
+    }
+
+    /// Records what the registry says is wrong with it, or that nothing is.
+    pub(super) fn note_trouble(&self, trouble: Option<Trouble>) {
+        self.state.send_if_modified(|state| {
+            let news = state.trouble != trouble;
+            if news {
+                match &trouble {
+                    Some(trouble) => warn!("{}", trouble.text),
+                    None => info!("etcd's alarm is over"),
+                }
+                state.trouble = trouble;
+            }
+            news
+        });
+    }
+
     pub(crate) fn state(&self) -> &watch::Sender<State> {
         &self.state
     }
@@ -284,6 +313,14 @@ fn is_stale_token(status: &Status) -> bool {
         Code::InvalidArgument => status.message().contains("revision of auth store is old"),
         _ => false,
     }
+}
+
+/// Whether a member says no, which an operator has to see. What is not there, is there already, or is of another time is no refusal.
+fn is_refusal(status: &Status) -> bool {
+    !matches!(
+        status.code(),
+        Code::NotFound | Code::OutOfRange | Code::FailedPrecondition
+    )
 }
 
 /// Whether another member may do better. A status with a source was made on our side, from a broken connection.
