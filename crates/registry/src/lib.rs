@@ -10,6 +10,7 @@
 
 mod chance;
 pub mod entries;
+pub mod etcd;
 pub mod etcd3;
 mod file;
 pub mod kube;
