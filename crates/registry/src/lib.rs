@@ -11,6 +11,7 @@
 mod chance;
 mod dial;
 pub mod entries;
+pub mod etcd;
 pub mod etcd3;
 mod file;
 pub mod kube;

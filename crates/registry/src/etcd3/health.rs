@@ -9,9 +9,9 @@ use etcd_proto::etcdserverpb::StatusRequest;
 use etcd_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use tokio::time::{sleep, timeout};
 
-use super::REQUEST_DEADLINE;
 use super::connection::Connection;
 use super::store::Store;
+use crate::etcd::REQUEST_DEADLINE;
 use crate::state::Trouble;
 
 /// Until a watch that stands asks for the first time.
@@ -21,13 +21,13 @@ const EVERY: Duration = Duration::from_secs(100);
 /// The same while an alarm stands, so that its end is seen soon.
 const WHILE_ALARMED: Duration = Duration::from_secs(10);
 
-/// Asks a member from time to time, and at once when it has refused to write.
+/// Asks a member from time to time, and at once when it has said no.
 pub(super) async fn follow(store: &Store, connection: &Connection) -> Infallible {
     let mut pause = FIRST;
     loop {
         tokio::select! {
             biased;
-            () = store.members.full() => {}
+            () = store.members.denied() => {}
             () = sleep(store.chance.jitter(pause)) => {}
         }
         let mut client = MaintenanceClient::with_origin(connection.clone(), connection.origin.clone());

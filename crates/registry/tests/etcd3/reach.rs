@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::rig::{Server, ServerTls, Watching, free_port, wait_until, with_tls};
-use registry::etcd3::{Options, TlsFiles};
+use registry::etcd::{Options, TlsFiles};
 use registry::{Etcd3, Registry, RegistryError};
 use tempfile::TempDir;
 
