@@ -11,6 +11,7 @@ use std::time::Duration;
 pub use self::endpoint::{Address, Endpoint, EndpointError, parse_endpoints};
 pub use self::keys::Keys;
 pub use self::members::ConnectError;
+pub(crate) use self::tls::Showing;
 pub use self::tls::{TlsError, TlsFiles};
 
 pub(crate) use self::members::{CallError, Line, Members, Verdict};

@@ -60,6 +60,9 @@ pub(crate) trait Line: Clone + Send + Sync {
     /// Whether the other side or the network ended it.
     fn is_closed(&self) -> bool;
 
+    /// What may be wrong with a connection over which no answer ever came.
+    fn doubt(&self) -> Option<String>;
+
     /// What is to be done about a refusal.
     fn judge(refusal: &Self::Refusal) -> Verdict;
 
@@ -217,7 +220,10 @@ impl<L: Line> Members<L> {
             let reason = match timeout(deadline, request(line.clone())).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => match L::judge(&status) {
-                    Verdict::Elsewhere => L::describe(&status),
+                    Verdict::Elsewhere => match line.doubt() {
+                        Some(doubt) => format!("{} ({doubt})", L::describe(&status)),
+                        None => L::describe(&status),
+                    },
                     Verdict::Login if self.credentials.is_some() && !logged_in => {
                         logged_in = true;
                         self.forget(&line).await;

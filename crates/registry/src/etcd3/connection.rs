@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::etcd::{
-    Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, TlsFiles, Verdict,
+    Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, Showing, TlsFiles,
+    Verdict,
 };
 use crate::{RegistryError, dial, names};
 
@@ -48,6 +49,10 @@ pub struct Connection {
     number: u64,
     endpoint: Arc<Endpoint>,
     pub(crate) origin: Uri,
+    /// With TLS: what the member wanted to see of us.
+    shown: Option<Arc<Showing>>,
+    /// Something came back over it.
+    answered: Arc<AtomicBool>,
 }
 
 /// A client of one member for keys that are none of flannel's, as tools need: no failover, no login.
@@ -74,13 +79,16 @@ impl Line for Connection {
         if endpoint.tls {
             files.check()?;
         }
+        let mut shown = None;
         let sender = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let found = names::look_up(host, *port).await?;
                 let stream = dial::connect(&found).await?;
                 stream.set_nodelay(true)?;
                 if endpoint.tls {
-                    let connector = TlsConnector::from(Arc::new(files.load()?));
+                    let (config, showing) = files.load()?;
+                    shown = Some(showing);
+                    let connector = TlsConnector::from(Arc::new(config));
                     let name = ServerName::try_from(host.clone())?;
                     let stream = connector.connect(name, stream).await.map_err(tls_failure)?;
                     handshake(stream).await?
@@ -97,6 +105,8 @@ impl Line for Connection {
             number,
             endpoint: Arc::clone(endpoint),
             origin: endpoint.origin().parse()?,
+            shown,
+            answered: Arc::default(),
         };
         if let Some(credentials) = credentials {
             connection.token = connection.login(credentials).await?;
@@ -114,6 +124,12 @@ impl Line for Connection {
 
     fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    fn doubt(&self) -> Option<String> {
+        let shown = self.shown.as_ref()?;
+        let is_unanswered = !self.answered.load(Ordering::Relaxed);
+        is_unanswered.then(|| shown.doubt()).flatten()
     }
 
     fn judge(status: &Status) -> Verdict {
@@ -177,7 +193,9 @@ impl Connection {
             }
             Ok(Err(status)) if is_auth_off(&status) => Ok(None),
             Ok(Err(status)) => {
-                Err(format!("login of {:?}: {}", credentials.username, describe(&status)).into())
+                let doubt = self.doubt().map(|doubt| format!(" ({doubt})"));
+                let (words, doubt) = (describe(&status), doubt.unwrap_or_default());
+                Err(format!("login of {:?}: {words}{doubt}", credentials.username).into())
             }
         }
     }
@@ -277,7 +295,12 @@ impl Service<Request<Body>> for Connection {
         if let Some(token) = &self.token {
             request.headers_mut().insert("token", token.clone());
         }
-        Box::pin(self.sender.send_request(request))
+        let (answer, answered) = (self.sender.send_request(request), Arc::clone(&self.answered));
+        Box::pin(async move {
+            let answer = answer.await;
+            answered.fetch_or(answer.is_ok(), Ordering::Relaxed);
+            answer
+        })
     }
 }
 

@@ -46,7 +46,7 @@ fn trouble(errors: &[String]) -> Option<Trouble> {
         .iter()
         .flat_map(|error| error.split_ascii_whitespace())
         .filter_map(|word| word.strip_prefix("alarm:"))
-        .filter(|alarm| *alarm != "NONE" && alarm.bytes().all(|byte| byte.is_ascii_uppercase()))
+        .filter(|alarm| !matches!(*alarm, "" | "NONE") && alarm.bytes().all(|byte| byte.is_ascii_uppercase()))
         .collect();
     alarms.sort_unstable();
     alarms.dedup();
