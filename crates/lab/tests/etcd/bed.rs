@@ -23,8 +23,18 @@ pub const AIM: Duration = Duration::from_secs(3);
 const SHARED: Duration = Duration::from_secs(6);
 /// What is waited for before a row fails.
 const LIMIT: Duration = Duration::from_secs(45);
+/// The third byte of the highest IPv4 subnet, and the fourth word of the highest IPv6 one, that a host draws.
+const HIGHEST_DRAWN: u32 = 15;
 /// How many hosts: the first two have the pods that ping.
 pub const HOSTS: usize = 3;
+
+/// The network config: the hosts draw subnets below those of hosts that are not there.
+pub fn network() -> Value {
+    let mut network = config(Families::Both, json!({ "Type": "vxlan" }));
+    network["SubnetMax"] = json!(format!("10.244.{HIGHEST_DRAWN}.0"));
+    network["IPv6SubnetMax"] = json!(format!("fd00:10:244:{HIGHEST_DRAWN:x}::"));
+    network
+}
 
 pub struct Bed {
     pings: Pings,
@@ -49,9 +59,8 @@ impl Bed {
         )
         .unwrap();
         let cluster = Cluster::start(&lab);
-        let network = config(Families::Both, json!({ "Type": "vxlan" }));
         cluster
-            .ctl(&lab, &["put", CONFIG_KEY, &network.to_string()])
+            .ctl(&lab, &["put", CONFIG_KEY, &network().to_string()])
             .unwrap();
         let flags = cluster.flags();
         let daemons = (1..=HOSTS).map(|host| start(&lab, host, &flags)).collect();
@@ -98,13 +107,12 @@ impl Bed {
         self.next += 1;
         let (high, low) = (self.next / 200, self.next % 200);
         let public = format!("198.18.{}.{}", 8 + high, 10 + low);
-        let public6 = format!("fd18::{high:x}:{low:x}");
+        let public6 = format!("fd18::8:{high:x}:{low:x}");
         let mac = |family: u32| format!("02:00:00:{family:02x}:{high:02x}:{low:02x}");
         let value = vxlan_lease(&public, Some(&public6), &mac(4), Some(&mac(6)));
-        // Beyond what the lab's own hosts are likely to draw, which a write over an existing key would take from them.
         let key = format!(
             "10.244.{}.0-24&fd00:10:244:f{:03x}::-64",
-            255 - self.next % 256,
+            HIGHEST_DRAWN + 1 + self.next % (255 - HIGHEST_DRAWN),
             self.next
         );
         (format!("{SUBNETS}{key}"), value.to_string())

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use lab::Families;
-use lab::flannel::config;
 use lab::store::{CONFIG_KEY, SUBNETS};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::bed::{AIM, Bed};
+use crate::bed::{AIM, Bed, network};
 
 /// A registry that went back is believed after this: its nodes say again what is theirs.
 const REASSERTION: Duration = Duration::from_secs(10);
@@ -114,7 +112,7 @@ fn emptied(bed: &mut Bed) {
         },
         |bed| bed.all_say("10.9.0.0/16"),
     );
-    let right = config(Families::Both, json!({ "Type": "vxlan" }));
+    let right = network();
     bed.row_within(
         "    the right one is written: the hosts have written their leases again, and nothing else is left",
         REASSERTION + AIM,
