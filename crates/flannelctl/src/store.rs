@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use etcd_proto::etcdserverpb::kv_client::KvClient;
 use etcd_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
-use registry::etcd3::{Connection, TlsFiles, key_value_client, parse_endpoints};
+use registry::etcd::{TlsFiles, parse_endpoints};
+use registry::etcd3::{Connection, key_value_client};
 use tokio::time::timeout;
 
 use crate::arguments::{Arguments, Ended, Grammar};

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fabric::lease::{Lease, Snapshot, snapshot_from};
 use kernel::file::{self, WriteError};
-use registry::etcd3::{Address, Keys};
+use registry::etcd::{Address, Keys};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -53,7 +53,7 @@ impl Source {
     }
 
     fn of_etcd(etcd: &EtcdOptions) -> Source {
-        let address = |endpoint: &registry::etcd3::Endpoint| match &endpoint.address {
+        let address = |endpoint: &registry::etcd::Endpoint| match &endpoint.address {
             Address::Tcp { host, port } => format!("{}:{port}", host.to_ascii_lowercase()),
             Address::Unix(path) => format!("unix:{}", path.display()),
         };

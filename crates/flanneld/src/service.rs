@@ -477,7 +477,7 @@ fn kube_identity(variable: &impl Fn(&str) -> Option<String>) -> anyhow::Result<r
     }
 }
 
-fn etcd_options(etcd: &EtcdOptions) -> registry::etcd3::Options {
+fn etcd_options(etcd: &EtcdOptions) -> registry::etcd::Options {
     let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
     let (username, password) = match &etcd.credentials {
         Some(credentials) => (
@@ -486,17 +486,17 @@ fn etcd_options(etcd: &EtcdOptions) -> registry::etcd3::Options {
         ),
         None => (String::new(), String::new()),
     };
-    registry::etcd3::Options {
+    registry::etcd::Options {
         endpoints: endpoints.join(","),
         prefix: etcd.prefix.clone(),
-        tls: registry::etcd3::TlsFiles {
+        tls: registry::etcd::TlsFiles {
             cafile: etcd.cafile.clone(),
             certfile: etcd.client.as_ref().map(|client| client.certfile.clone()),
             keyfile: etcd.client.as_ref().map(|client| client.keyfile.clone()),
         },
         username,
         password,
-        ..registry::etcd3::Options::default()
+        ..registry::etcd::Options::default()
     }
 }
 

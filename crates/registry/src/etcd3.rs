@@ -5,122 +5,43 @@
 //! replaced, and peers are followed by one watch that costs no request per event.
 
 mod connection;
-mod endpoint;
-mod keys;
+mod health;
 mod listing;
-mod members;
 mod store;
-mod tls;
 mod watching;
 pub mod wire;
 
-use std::fmt;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use self::connection::{ConnectError, Connection, key_value_client};
-pub use self::endpoint::{Address, Endpoint, EndpointError, parse_endpoints};
-pub use self::keys::Keys;
+pub use self::connection::{Connection, key_value_client};
 pub use self::store::{Stamp, Store};
-pub use self::tls::{TlsError, TlsFiles};
 
-use self::members::Members;
 use crate::RegistryError;
 use crate::chance::Chance;
 use crate::entries::{End, Entries, Life, Listing, Mark, Seen, Told, Wish, Written};
+use crate::etcd::{Keys, Members, Options, OptionsError};
 use crate::leases::Leases;
 use crate::state::State;
-
-/// Every request but a watch is answered within this time, or counts as failed.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-
-/// How to reach etcd and where to look there: the values of the `--etcd-*` flags.
-#[derive(Clone)]
-pub struct Options {
-    /// `--etcd-endpoints`: comma-separated URLs.
-    pub endpoints: String,
-    /// `--etcd-prefix`.
-    pub prefix: String,
-    /// `--etcd-cafile`, `--etcd-certfile`, `--etcd-keyfile`.
-    pub tls: TlsFiles,
-    /// `--etcd-username`; counts only with a password.
-    pub username: String,
-    /// `--etcd-password`.
-    pub password: String,
-    /// Time to live of a node's etcd lease, in whole seconds. [`Options::LEASE_TTL`] in every flannel; tests want less.
-    pub lease_ttl: Duration,
-}
-
-impl Options {
-    /// What every flannel asks for: 24 h.
-    pub const LEASE_TTL: Duration = Duration::from_secs(86_400);
-}
-
-impl Default for Options {
-    /// The defaults of the flags.
-    fn default() -> Options {
-        Options {
-            endpoints: "http://127.0.0.1:4001,http://127.0.0.1:2379".to_owned(),
-            prefix: "/coreos.com/network".to_owned(),
-            tls: TlsFiles::default(),
-            username: String::new(),
-            password: String::new(),
-            lease_ttl: Options::LEASE_TTL,
-        }
-    }
-}
-
-/// INVARIANT: the password is never shown.
-impl fmt::Debug for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("prefix", &self.prefix)
-            .field("tls", &self.tls)
-            .field("username", &self.username)
-            .field("lease_ttl", &self.lease_ttl)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why there cannot be a client.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OptionsError {
-    /// `--etcd-endpoints` cannot be read.
-    #[error("etcd-endpoints: {0}")]
-    Endpoints(#[from] EndpointError),
-}
-
-/// A user to log in as. No `Debug`: it must not reach a log.
-#[derive(Clone)]
-pub(crate) struct Credentials {
-    username: String,
-    password: String,
-}
 
 impl Store {
     /// A client that is not connected yet. Certificate files are read when connecting, so they may come later.
     pub fn new(options: &Options) -> Result<Store, OptionsError> {
-        let endpoints = parse_endpoints(&options.endpoints, options.tls.any())?;
-        if options.tls.certfile.is_some() != options.tls.keyfile.is_some() {
-            tracing::warn!(
-                "etcd-certfile and etcd-keyfile count only together: no client certificate is presented"
-            );
-        }
-        if options.tls.any() && endpoints.iter().all(|endpoint| !endpoint.tls) {
-            tracing::warn!("no endpoint in etcd-endpoints is https: certificate files are not used");
-        }
-        let credentials =
-            (!options.username.is_empty() && !options.password.is_empty()).then(|| Credentials {
-                username: options.username.clone(),
-                password: options.password.clone(),
-            });
-        let (state, _) = watch::channel(State::default());
+        options.warn();
+        Store::reporting(options, watch::Sender::new(State::default()), false)
+    }
+
+    /// The same, with a state that is shared; `silent` until it is found that this API is the one to be spoken.
+    pub(crate) fn reporting(
+        options: &Options,
+        state: watch::Sender<State>,
+        silent: bool,
+    ) -> Result<Store, OptionsError> {
         let chance = Chance::system();
         Ok(Store {
-            members: Members::new(endpoints, options.tls.clone(), credentials, state, &chance),
+            members: Members::of(options, state, silent, &chance)?,
             keys: Keys::new(&options.prefix),
             lease_ttl: i64::try_from(options.lease_ttl.as_secs()).unwrap_or(i64::MAX),
             chance,
@@ -235,18 +156,6 @@ impl Entries for Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn options_when_shown_never_show_the_password() {
-        let options = Options {
-            username: "u".to_owned(),
-            password: "s3cret".to_owned(),
-            ..Options::default()
-        };
-        let shown = format!("{options:?}");
-        assert!(shown.contains("/coreos.com/network") && shown.contains("\"u\"") && shown.contains("86400s"));
-        assert!(!shown.contains("s3cret"), "{shown}");
-    }
 
     #[tokio::test]
     async fn a_client_knows_its_keys_before_it_is_connected() {

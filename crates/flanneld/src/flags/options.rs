@@ -9,7 +9,7 @@ use super::go_value::quote;
 use super::parse::{Raw, UsageError};
 use super::table::{Section, TABLE};
 use fabric::annotations::Prefix;
-use registry::etcd3::{Address, Endpoint, Keys, parse_endpoints};
+use registry::etcd::{Address, Endpoint, Keys, parse_endpoints};
 
 use crate::interface::{Wish, pattern};
 use crate::truth::RegistryName;

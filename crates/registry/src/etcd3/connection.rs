@@ -1,12 +1,12 @@
 //! One HTTP/2 connection to one member. It never reconnects by itself: when it breaks, everything on it fails, and
-//! [`super::members`] decides where to go next.
+//! [`Members`](crate::etcd::Members) decide where to go next.
 
 use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::{self, pki_types::ServerName};
 use tonic::body::Body;
@@ -26,10 +26,11 @@ use tonic::codegen::http::{HeaderValue, Request, Response};
 use tonic::{Code, Status};
 use tower_service::Service;
 
-use super::endpoint::{Address, Endpoint};
-use super::tls::TlsFiles;
-use super::{Credentials, REQUEST_DEADLINE};
-use crate::names;
+use crate::etcd::{
+    Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, Showing, TlsFiles,
+    Verdict,
+};
+use crate::{RegistryError, dial, names};
 
 /// Pings while a stream is open and nothing was read for so long. etcd refuses them more often than every 5 s, and
 /// without an open stream altogether.
@@ -45,14 +46,14 @@ pub struct Connection {
     sender: http2::SendRequest<Body>,
     token: Option<HeaderValue>,
     sent: Arc<AtomicU64>,
-    /// Tells connections apart.
-    pub(crate) number: u64,
-    pub(crate) endpoint: Arc<Endpoint>,
+    number: u64,
+    endpoint: Arc<Endpoint>,
     pub(crate) origin: Uri,
+    /// With TLS: what the member wanted to see of us.
+    shown: Option<Arc<Showing>>,
+    /// Something came back over it.
+    answered: Arc<AtomicBool>,
 }
-
-/// Why there is no connection, for people; the endpoint is named by the caller.
-pub type ConnectError = Box<dyn Error + Send + Sync>;
 
 /// A client of one member for keys that are none of flannel's, as tools need: no failover, no login.
 pub async fn key_value_client(
@@ -64,9 +65,10 @@ pub async fn key_value_client(
     Ok(KvClient::with_origin(connection, origin))
 }
 
-impl Connection {
-    /// Connects, and logs in when there are credentials.
-    pub(crate) async fn open(
+impl Line for Connection {
+    type Refusal = Status;
+
+    async fn open(
         endpoint: &Arc<Endpoint>,
         files: &TlsFiles,
         credentials: Option<&Credentials>,
@@ -77,13 +79,16 @@ impl Connection {
         if endpoint.tls {
             files.check()?;
         }
+        let mut shown = None;
         let sender = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let found = names::look_up(host, *port).await?;
-                let stream = TcpStream::connect(found.as_slice()).await?;
+                let stream = dial::connect(&found).await?;
                 stream.set_nodelay(true)?;
                 if endpoint.tls {
-                    let connector = TlsConnector::from(Arc::new(files.load()?));
+                    let (config, showing) = files.load()?;
+                    shown = Some(showing);
+                    let connector = TlsConnector::from(Arc::new(config));
                     let name = ServerName::try_from(host.clone())?;
                     let stream = connector.connect(name, stream).await.map_err(tls_failure)?;
                     handshake(stream).await?
@@ -100,6 +105,8 @@ impl Connection {
             number,
             endpoint: Arc::clone(endpoint),
             origin: endpoint.origin().parse()?,
+            shown,
+            answered: Arc::default(),
         };
         if let Some(credentials) = credentials {
             connection.token = connection.login(credentials).await?;
@@ -107,6 +114,68 @@ impl Connection {
         Ok(connection)
     }
 
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    fn doubt(&self) -> Option<String> {
+        let shown = self.shown.as_ref()?;
+        let is_unanswered = !self.answered.load(Ordering::Relaxed);
+        is_unanswered.then(|| shown.doubt()).flatten()
+    }
+
+    fn judge(status: &Status) -> Verdict {
+        if is_stale_token(status) {
+            Verdict::Login
+        } else if is_worth_another_member(status) {
+            Verdict::Elsewhere
+        } else {
+            Verdict::Final
+        }
+    }
+
+    fn is_denial(status: &Status) -> bool {
+        !matches!(
+            status.code(),
+            Code::NotFound | Code::OutOfRange | Code::FailedPrecondition
+        )
+    }
+
+    fn describe(status: &Status) -> String {
+        describe(status)
+    }
+}
+
+impl CallError<Status> {
+    /// Whether the revision asked for has not come yet, in etcd's words.
+    pub(super) fn is_future(&self) -> bool {
+        self.status().is_some_and(|status| {
+            status.code() == Code::OutOfRange && status.message().contains("future revision")
+        })
+    }
+
+    /// Whether the revision asked for is forgotten, or has not come yet.
+    pub(super) fn is_compacted(&self) -> bool {
+        self.status()
+            .is_some_and(|status| status.code() == Code::OutOfRange)
+    }
+}
+
+impl From<CallError<Status>> for RegistryError {
+    fn from(error: CallError<Status>) -> RegistryError {
+        error.into_registry_error::<Connection>()
+    }
+}
+
+impl Connection {
     /// A token for the credentials; none where the server does without authentication.
     async fn login(&self, credentials: &Credentials) -> Result<Option<HeaderValue>, ConnectError> {
         let mut client = AuthClient::with_origin(self.clone(), self.origin.clone());
@@ -124,14 +193,11 @@ impl Connection {
             }
             Ok(Err(status)) if is_auth_off(&status) => Ok(None),
             Ok(Err(status)) => {
-                Err(format!("login of {:?}: {}", credentials.username, describe(&status)).into())
+                let doubt = self.doubt().map(|doubt| format!(" ({doubt})"));
+                let (words, doubt) = (describe(&status), doubt.unwrap_or_default());
+                Err(format!("login of {:?}: {words}{doubt}", credentials.username).into())
             }
         }
-    }
-
-    /// Whether the other side or the network ended it.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
     }
 }
 
@@ -168,6 +234,29 @@ fn tls_failure(error: io::Error) -> ConnectError {
     format!("TLS: {error}{hint}").into()
 }
 
+/// A token that expired or is older than a change of users and roles.
+fn is_stale_token(status: &Status) -> bool {
+    match status.code() {
+        Code::Unauthenticated => true,
+        Code::InvalidArgument => status.message().contains("revision of auth store is old"),
+        _ => false,
+    }
+}
+
+/// Whether another member may do better. A status with a source was made on our side, from a broken connection.
+fn is_worth_another_member(status: &Status) -> bool {
+    status.source().is_some()
+        || matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::Internal
+                | Code::Unimplemented
+        )
+}
+
 fn is_auth_off(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition && status.message().contains("authentication is not enabled")
 }
@@ -177,6 +266,9 @@ pub(crate) fn describe(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = Error::source(status);
     while let Some(error) = cause {
+        if dial::is_end(error) {
+            return dial::GONE.to_owned();
+        }
         let words = error.to_string();
         if !text.contains(&words) {
             if !text.is_empty() {
@@ -206,7 +298,12 @@ impl Service<Request<Body>> for Connection {
         if let Some(token) = &self.token {
             request.headers_mut().insert("token", token.clone());
         }
-        Box::pin(self.sender.send_request(request))
+        let (answer, answered) = (self.sender.send_request(request), Arc::clone(&self.answered));
+        Box::pin(async move {
+            let answer = answer.await;
+            answered.fetch_or(answer.is_ok(), Ordering::Relaxed);
+            answer
+        })
     }
 }
 
@@ -229,6 +326,12 @@ mod tests {
         assert_eq!(caused("transport"), "transport: broken pipe");
         assert_eq!(caused("a broken pipe it is"), "a broken pipe it is");
         assert_eq!(caused(""), "broken pipe");
+        let mut ended = Status::unavailable("an essay");
+        ended.set_source(Arc::new(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "with an address",
+        )));
+        assert_eq!(describe(&ended), "the server is gone");
     }
 
     #[test]
@@ -253,5 +356,65 @@ mod tests {
         )));
         let refused = tls_failure(io::Error::other("refused")).to_string();
         assert_eq!(refused, "TLS: refused");
+    }
+
+    #[test]
+    fn a_token_is_stale_when_it_expired_or_users_have_changed() {
+        assert!(is_stale_token(&Status::unauthenticated(
+            "etcdserver: invalid auth token"
+        )));
+        let old = "etcdserver: revision of auth store is old";
+        assert!(is_stale_token(&Status::invalid_argument(old)));
+        assert!(!is_stale_token(&Status::invalid_argument(
+            "etcdserver: key is not provided"
+        )));
+        assert!(!is_stale_token(&Status::permission_denied(old)));
+    }
+
+    #[test]
+    fn another_member_is_asked_when_this_one_is_ill_and_not_when_it_says_no() {
+        for code in [
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+            Code::Unknown,
+            Code::Internal,
+            Code::Unimplemented,
+        ] {
+            assert!(is_worth_another_member(&Status::new(code, "")), "{code:?}");
+        }
+        for code in [
+            Code::PermissionDenied,
+            Code::OutOfRange,
+            Code::NotFound,
+            Code::InvalidArgument,
+        ] {
+            let mut status = Status::new(code, "");
+            assert!(!is_worth_another_member(&status), "{code:?}");
+            status.set_source(Arc::new(io::Error::other("broken")));
+            assert!(is_worth_another_member(&status), "made on our side");
+        }
+    }
+
+    #[test]
+    fn an_error_of_a_call_names_who_refused_and_why() {
+        let refused = CallError::Status {
+            endpoint: "http://a:1".to_owned(),
+            call: "Txn",
+            status: Status::permission_denied("no"),
+        };
+        assert_eq!(refused.status().map(Status::code), Some(Code::PermissionDenied));
+        let want = RegistryError::Refused {
+            endpoint: "http://a:1".to_owned(),
+            call: "Txn",
+            reason: "no".to_owned(),
+        };
+        assert_eq!(RegistryError::from(refused), want);
+        let silent: CallError<Status> = CallError::Unreachable("x".to_owned());
+        assert!(silent.status().is_none());
+        assert_eq!(
+            RegistryError::from(silent),
+            RegistryError::Unreachable("x".to_owned())
+        );
     }
 }

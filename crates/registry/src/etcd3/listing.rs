@@ -3,8 +3,7 @@
 use etcd_proto::etcdserverpb::{RangeRequest, RangeResponse};
 use fabric::digest::fnv1a;
 
-use super::members::CallError;
-use super::store::{Stamp, Store};
+use super::store::{CallError, Stamp, Store};
 use crate::entries::{Listing, Mark, OVERSIZE, Scope, Wish};
 
 /// Entries per page: far below [`LARGEST_PAGE`] with values of the usual 200 bytes.

@@ -21,10 +21,12 @@ use tokio::time::{Duration, Instant};
 use tonic::Code;
 
 use super::connection::{Connection, LARGEST_REPLY};
-use super::keys::Keys;
-use super::members::{CallError, Members};
 use crate::chance::Chance;
 use crate::entries::{Entry, Handle, Life, Seen, Written};
+use crate::etcd::{self, Keys, Members};
+
+/// Why a call did not succeed.
+pub(super) type CallError = etcd::CallError<tonic::Status>;
 
 /// etcd's handle on an entry: which state of it we know, and the etcd lease it lives by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +49,7 @@ impl Handle for Stamp {
 
 /// The entries below one prefix of an etcd cluster. Connects on first use and for as long as it lives goes on trying.
 pub struct Store {
-    pub(super) members: Members,
+    pub(super) members: Members<Connection>,
     pub(super) keys: Keys,
     pub(super) lease_ttl: i64,
     pub(super) chance: Chance,

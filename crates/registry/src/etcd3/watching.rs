@@ -12,16 +12,17 @@ use tonic::{Request, Status, Streaming};
 use super::connection::{Connection, LARGEST_REPLY, describe};
 use super::store::{Stamp, Store};
 use super::wire::{Told as Response, changes_from, told as read};
-use super::{REQUEST_DEADLINE, no_config};
+use super::{health, no_config};
 use crate::RegistryError;
 use crate::entries::{Change, End, Mark, Told};
+use crate::etcd::{Line, REQUEST_DEADLINE};
 
 /// Events of one revision are joined from fragments up to this many; etcd allows far fewer per transaction.
 const MOST_EVENTS: usize = 1 << 20;
 
 /// Watches from the revision after a listing's.
 pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>) + Send + Sync)) -> End {
-    let connection = match store.members.connection().await {
+    let connection = match store.members.line().await {
         Ok(connection) => connection,
         Err(error) => return End::Failed(RegistryError::from(error).to_string()),
     };
@@ -44,11 +45,16 @@ pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>
                     Err(error) => return End::Failed(RegistryError::from(error).to_string()),
                 }
             }
-            match deliver(store, told, first, &mut responses).await {
+            let over = tokio::select! {
+                biased;
+                over = deliver(store, told, first, &mut responses) => over,
+                never = health::follow(store, &connection) => match never {},
+            };
+            match over {
                 Over::Compacted => return End::Compacted,
                 // The member is well; another would say the same.
                 Over::Canceled(reason) => {
-                    let error = format!("{}: watch: {reason}", connection.endpoint);
+                    let error = format!("{}: watch: {reason}", connection.endpoint());
                     store.members.note_failure(&error, false);
                     return End::Failed(error);
                 }
@@ -56,7 +62,7 @@ pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>
             }
         }
     };
-    let error = format!("{}: watch: {failed}", connection.endpoint);
+    let error = format!("{}: watch: {failed}", connection.endpoint());
     store.members.give_up(&connection, &error).await;
     End::Failed(error)
 }
@@ -65,7 +71,7 @@ pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>
 fn exchanged(store: &Store, connection: &Connection) -> End {
     let error = format!(
         "{}: watch: the store is not the one that was listed",
-        connection.endpoint
+        connection.endpoint()
     );
     store.members.note_failure(&error, false);
     End::Exchanged
@@ -88,7 +94,7 @@ pub(super) async fn follow_config(
     };
     let tell = |value: Option<Vec<u8>>| told(value.ok_or_else(|| no_config(&store.keys)));
     tell(entry.map(|entry| entry.value));
-    let Ok(connection) = store.members.connection().await else {
+    let Ok(connection) = store.members.line().await else {
         return;
     };
     let create = WatchCreateRequest {

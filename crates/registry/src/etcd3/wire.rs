@@ -6,9 +6,9 @@ use etcd_proto::mvccpb::Event;
 use etcd_proto::mvccpb::event::EventType;
 use fabric::lease::{Delta, Rejected, Snapshot, name_of};
 
-use super::keys::Keys;
 use super::store::{Stamp, entry_of};
 use crate::entries::{Change, Listing, Scope, Wish, delta};
+use crate::etcd::Keys;
 
 /// What the events of one revision or more change, each with the number of its revision. Keys elsewhere are not ours to judge.
 pub fn changes_from(keys: &Keys, events: Vec<Event>) -> Vec<(i64, Change<Stamp>)> {

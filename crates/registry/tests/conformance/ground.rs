@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fabric::lease::{Attributes, Delta, Snapshot, Subnet, Update};
-use registry::etcd3::Options;
+use registry::etcd::Options;
 use registry::memory::{Client, Memory, Store};
 use registry::{Chance, Etcd3, Held, Holding, Leases, Over, Registry, Taken};
 use tokio::sync::mpsc;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::rig::{Node, Server, attributes_of, network, subnet, value_of};
-use registry::etcd3::Options;
+use registry::etcd::Options;
 use registry::{AcquireError, Etcd3, Registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

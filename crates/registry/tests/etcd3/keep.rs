@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::rig::{Node, PATIENCE, Server, Watching, network, value_of, wait_until};
-use registry::etcd3::Options;
+use registry::etcd::Options;
 use registry::{Etcd3, Held, Holding, Over, Registry};
 use tokio::sync::mpsc;
 

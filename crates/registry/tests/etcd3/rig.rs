@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fabric::alloc::PublicIps;
 use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Delta, Snapshot, Subnet, Update};
-use registry::etcd3::{Options, TlsFiles};
+use registry::etcd::{Options, TlsFiles};
 use registry::{Etcd3, Registry, Wanted};
 use tempfile::TempDir;
 
