@@ -182,6 +182,7 @@ const SUITES: &[Suite] = &[
         about: "three members with TLS: killed, hanging, out of reach, full, restored, emptied; how soon nodes follow again, and what they say",
         arguments: &["--workspace", "--test", "etcd"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "restart",

@@ -29,9 +29,9 @@ use bed::Bed;
 fn pods_when_anything_is_done_to_flannel_or_its_nodes_then_they_lose_nothing_they_need_not_lose() {
     let mut bed = Bed::new();
     install::rows(&mut bed);
-    //TMP restarts::rows(&mut bed);
-    //TMP failures::rows(&mut bed);
-    //TMP swap::rows(&mut bed);
+    restarts::rows(&mut bed);
+    failures::rows(&mut bed);
+    swap::rows(&mut bed);
     nodes::rows(&mut bed);
     backend::rows(&mut bed);
     bed.close();
