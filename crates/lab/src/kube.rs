@@ -99,7 +99,10 @@ impl Cluster<'_> {
         let program = program("kubectl")?.display().to_string();
         let kubeconfig = format!("--kubeconfig={}", folder.join("admin.conf").display());
         let cache = format!("--cache-dir={}", folder.join("cache").display());
-        Ok(self.lab.switch().network_command(&[&program, &kubeconfig, &cache]))
+        Ok(self
+            .lab
+            .switch()
+            .network_command(&[&program, &kubeconfig, &cache]))
     }
 
     /// One request as administrator: the status, and what came.

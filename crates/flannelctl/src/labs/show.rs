@@ -291,7 +291,12 @@ pub fn ways_in(lab: &Lab, out: &mut Out) -> Result<(), Ended> {
         ]);
     }
     out.table(&rows)?;
-    if lab.state.store.as_ref().is_some_and(|store| store.kind == Kind::Kube) {
+    if lab
+        .state
+        .store
+        .as_ref()
+        .is_some_and(|store| store.kind == Kind::Kube)
+    {
         out.line(&format!("kubectl:        {}", lab.cluster().entry()?))?;
     }
     out.line(&format!("logs and state: {}", lab.spec.directory().display()))

@@ -185,7 +185,11 @@ impl Bed {
                     let target = to.address(4).unwrap().to_string();
                     let echo = bed.lab.pod_end(from).ping(&["-c", "1", "-W", "1", &target])?;
                     if echo.is_none_or(|echo| echo.received == 0) {
-                        return Ok(Some(format!("{} -> {}: no answer", from.full_name(), to.full_name())));
+                        return Ok(Some(format!(
+                            "{} -> {}: no answer",
+                            from.full_name(),
+                            to.full_name()
+                        )));
                     }
                 }
             }
