@@ -8,10 +8,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::command::LabError;
+use crate::command::{LabError, output, words};
 use crate::flannel::config;
 use crate::layout::{Families, Spec};
-use crate::process::{Process, tail};
+use crate::process::{Process, all, stat, tail};
 use crate::store::{Kind, SUBNETS};
 use crate::topology::Lab;
 
@@ -97,6 +97,26 @@ pub fn unique_name() -> String {
         std::process::id() % 1_000_000,
         COUNT.fetch_add(1, Ordering::Relaxed)
     )
+}
+
+/// Whatever this computer has of a lab by its name: files, namespaces, control groups, and processes with its mark, a mount or a group
+/// of it. After its end that is nothing.
+pub fn traces(lab: &str) -> Result<Vec<String>, LabError> {
+    let pattern = format!("*{lab}*");
+    let mut find = words(&["find", "/sys/fs/cgroup", "/run", "-name", &pattern]);
+    // Folders come and go while it looks, which its status tells.
+    let (_, found, ..) = output(&mut find, "")?;
+    let mut traces: Vec<String> = found.lines().map(str::to_owned).collect();
+    let is_alive = |pid: u32| stat(pid).is_some_and(|stat| stat.state != 'Z');
+    for pid in all().into_iter().filter(|pid| is_alive(*pid)) {
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let names = |file: &&str| String::from_utf8_lossy(&read(file)).contains(lab);
+        if let Some(file) = ["mountinfo", "environ", "cgroup"].iter().find(names) {
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            traces.push(format!("{file} of process {pid}: {command}"));
+        }
+    }
+    Ok(traces)
 }
 
 impl Rig {

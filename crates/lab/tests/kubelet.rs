@@ -12,6 +12,8 @@ mod backend;
 mod bed;
 #[path = "kubelet/failures.rs"]
 mod failures;
+#[path = "kubelet/flannels.rs"]
+mod flannels;
 #[path = "kubelet/install.rs"]
 mod install;
 #[path = "kubelet/nodes.rs"]

@@ -78,23 +78,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     };
     spec.validate().map_err(usage)?;
     let backend = backend(&read)?;
-    if read.has("etcd") && read.has("kube") {
-        return Err(Ended::Usage("--etcd and --kube: expected one of them".to_owned()));
-    }
-    if is_kubelet && !read.has("kube") {
-        return Err(Ended::Usage("--kubelet: expected --kube beside it".to_owned()));
-    }
-    if is_kubelet != read.value("image").is_some() {
-        return Err(Ended::Usage(
-            "--kubelet and --image FILE: expected both or none".to_owned(),
-        ));
-    }
-    if is_kubelet && spec.families != Families::V4 {
-        return Err(Ended::Usage(format!(
-            "--family {}: expected 4 with --kubelet",
-            spec.families
-        )));
-    }
+    check(&read, &spec)?;
     let interrupt = interrupt_flag()?;
     let progress = Progress::new(false);
     match build(&read, spec, &backend, &interrupt, &progress) {
@@ -109,6 +93,28 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         }
         Err(_) if interrupt.load(Ordering::Relaxed) => Err(interrupted()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses flags that do not go together, before anything is made.
+fn check(read: &Arguments, spec: &Spec) -> Result<(), Ended> {
+    let refuse = |why: String| Err(Ended::Usage(why));
+    if read.has("etcd") && read.has("kube") {
+        return refuse("--etcd and --kube: expected one of them".to_owned());
+    }
+    if spec.machines && !read.has("kube") {
+        return refuse("--kubelet: expected --kube beside it".to_owned());
+    }
+    if spec.machines && spec.families != Families::V4 {
+        return refuse(format!("--family {}: expected 4 with --kubelet", spec.families));
+    }
+    match read.value("image") {
+        None if spec.machines => refuse("--kubelet: expected --image FILE beside it".to_owned()),
+        Some(_) if !spec.machines => refuse("--image: expected --kubelet beside it".to_owned()),
+        Some(image) if !Path::new(image).is_file() => {
+            refuse(format!("--image {image}: expected the archive of an image"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lab::kube::Cluster;
 use lab::reach::parse_echo;
-use lab::rig::{executables, unique_name};
+use lab::rig::{executables, traces, unique_name};
 use lab::store::Kind;
 use lab::{Families, Lab, LabError, Spec};
 use rustix::process::Signal;
@@ -212,14 +212,20 @@ impl Bed {
             .collect()
     }
 
+    /// Takes the cluster down, of which nothing may be left.
+    ///
+    /// # Panics
+    /// When a row failed, or something is left.
     pub fn close(self) {
-        assert!(
-            self.failures.is_empty(),
-            "{}\n{}\n{}",
-            self.table,
-            self.failures.join("\n"),
-            self.condition()
-        );
+        if !self.failures.is_empty() {
+            let failures = self.failures.join("\n");
+            panic!("{}\n{failures}\n{}", self.table, self.condition());
+        }
+        let name = self.lab.spec.name.clone();
+        let start = Instant::now();
+        drop(self.lab);
+        println!("\nnothing is left of it after {:.1} s", start.elapsed().as_secs_f64());
+        assert_eq!(traces(&name).unwrap(), [""; 0]);
     }
 }
 

@@ -11,6 +11,8 @@ use crate::bed::{Bed, HOSTS, MANIFEST, file};
 
 /// How long something is away.
 const AWAY: Duration = Duration::from_secs(5);
+/// Label `app` of pods that are made to see whether they start.
+const PROBE: &str = "probe";
 
 pub fn rows(bed: &mut Bed) {
     bed.row("kubectl rollout restart of our DaemonSet", &[], |bed| {
@@ -56,7 +58,7 @@ pub fn rows(bed: &mut Bed) {
                 for host in bed.lab.hosts() {
                     host.run(&["systemctl", "restart", unit]).unwrap();
                 }
-                pods_start(bed);
+                pods_start(bed, unit);
             },
         );
     }
@@ -67,35 +69,38 @@ pub fn rows(bed: &mut Bed) {
             bed.lab.kill_store();
             std::thread::sleep(AWAY);
             bed.lab.start_store(Kind::Kube).unwrap();
-            pods_start(bed);
+            pods_start(bed, "server");
             bed.settle();
         },
     );
+    bed.row("    and the pods that were started meanwhile are gone", &[], |bed| {
+        bed.wait("no such pod", |bed| {
+            let left = bed.cluster().list(&["pods", "-l", &format!("app={PROBE}")]).unwrap();
+            (!left.is_empty()).then(|| format!("{} of them", left.len()))
+        });
+    });
 }
 
-/// On every Node a pod starts, answers a pod of another, and goes.
-pub fn pods_start(bed: &mut Bed) {
+/// On every Node a pod starts, answers a pod of another, and is deleted.
+fn pods_start(bed: &mut Bed, occasion: &str) {
     for host in 1..=HOSTS {
         let mut spec = server_spec();
         spec["nodeName"] = format!("h{host}").into();
         let object = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": format!("probe{host}"), "labels": { "app": "probe" } },
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": format!("probe-{occasion}-{host}"), "labels": { "app": PROBE } },
             "spec": spec,
         });
         bed.cluster().apply(&object).unwrap();
     }
+    let probes = |bed: &Bed| bed.cluster().ready_pods("default", PROBE).unwrap();
     bed.wait("a new pod on every Node", |bed| {
-        let pods = bed.cluster().ready_pods("default", "probe").unwrap();
+        let pods = probes(bed);
         (pods.len() != HOSTS).then(|| format!("{} of {HOSTS}", pods.len()))
     });
-    for pod in bed.cluster().ready_pods("default", "probe").unwrap() {
-        let from = bed
-            .lab
-            .state
-            .pods
-            .iter()
-            .find(|other| other.host != pod.host)
-            .unwrap();
+    for pod in probes(bed) {
+        let mut others = bed.lab.state.pods.iter();
+        let from = others.find(|other| other.host != pod.host).unwrap();
         let address = pod.address.to_string();
         let echo = bed
             .lab
@@ -108,5 +113,6 @@ pub fn pods_start(bed: &mut Bed) {
             pod.name
         );
     }
-    bed.kubectl(&["delete", "pods", "-l", "app=probe"]);
+    // A kubelet that was started again takes a minute to say that such a pod has ended.
+    bed.kubectl(&["delete", "pods", "-l", &format!("app={PROBE}"), "--wait=false"]);
 }

@@ -2,20 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use crate::bed::{Bed, HOSTS, MANIFEST, file};
-use crate::trace;
-
-/// As flannel v0.28 has it, with our image.
-const FLANNELS: &str = "crates/lab/tests/kubelet/flannel-0.28.yml";
+use crate::bed::{Bed, HOSTS, MANIFEST, difference, file};
+use crate::{flannels, trace};
 
 pub fn rows(bed: &mut Bed) {
+    let flannels = flannels::objects(&image());
     let before = objects(bed);
     let kernels = kernels(bed);
     bed.row(
         "flannel's v0.28 manifest with our image is applied over ours",
         &[],
         |bed| {
-            bed.kubectl(&["apply", "-f", &file(FLANNELS)]);
+            bed.cluster().apply(&flannels).unwrap();
             bed.settle();
         },
     );
@@ -27,19 +25,23 @@ pub fn rows(bed: &mut Bed) {
     same(bed, &before, &kernels);
 }
 
+/// The image of our manifest.
+fn image() -> String {
+    let manifest = std::fs::read_to_string(file(MANIFEST)).unwrap();
+    let mut lines = manifest.lines();
+    let image = lines.find_map(|line| line.trim().strip_prefix("image: "));
+    image.unwrap().to_owned()
+}
+
 /// No object of one is left beside those of the other, and no kernel holds anything else.
 fn same(bed: &mut Bed, objects_before: &BTreeSet<String>, kernels_before: &[BTreeSet<String>]) {
     let now = objects(bed);
     if now != *objects_before {
-        bed.fail(format!(
-            "objects: {}",
-            crate::bed::difference(&now, objects_before)
-        ));
+        bed.fail(format!("objects: {}", difference(&now, objects_before)));
     }
     for (index, (now, before)) in kernels(bed).iter().zip(kernels_before).enumerate() {
         if now != before {
-            let difference = crate::bed::difference(now, before);
-            bed.fail(format!("h{}: {difference}", index + 1));
+            bed.fail(format!("h{}: {}", index + 1, difference(now, before)));
         }
     }
 }
