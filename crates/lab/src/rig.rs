@@ -110,8 +110,9 @@ pub fn traces(lab: &str) -> Result<Vec<String>, LabError> {
     let is_alive = |pid: u32| stat(pid).is_some_and(|stat| stat.state != 'Z');
     for pid in all().into_iter().filter(|pid| is_alive(*pid)) {
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let names = |file: &&str| String::from_utf8_lossy(&read(file)).contains(lab);
-        if let Some(file) = ["mountinfo", "environ", "cgroup"].iter().find(names) {
+        let names_it = |file: &str| String::from_utf8_lossy(&read(file)).contains(lab);
+        let mut files = ["mountinfo", "environ", "cgroup"].into_iter();
+        if let Some(file) = files.find(|file| names_it(file)) {
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             traces.push(format!("{file} of process {pid}: {command}"));
         }

@@ -66,8 +66,7 @@ impl Bed {
     }
 
     fn say(&mut self, text: &str) {
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
+        print(text);
         let _ = writeln!(self.table, "{text}");
     }
 
@@ -224,9 +223,17 @@ impl Bed {
         let name = self.lab.spec.name.clone();
         let start = Instant::now();
         drop(self.lab);
-        println!("\nnothing is left of it after {:.1} s", start.elapsed().as_secs_f64());
+        println!(
+            "\nnothing is left of it after {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
         assert_eq!(traces(&name).unwrap(), [""; 0]);
     }
+}
+
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// The image's archive.

@@ -19,13 +19,12 @@ pub fn rows(bed: &mut Bed) {
     let works = container(IMAGE, &["sleep", "1000"]);
     // The plugin for ports makes chains with the first one it is asked for, and leaves them, empty, as Go's does.
     bed.row("a pod with a port of the host is there, deleted", &[], |bed| {
-        let pod = json!({ "containers": [works.clone()] });
-        make(bed, pod);
-        bed.kubectl(&["wait", "--for=condition=Ready", "pod/failing", "--timeout=60s"]);
-        bed.kubectl(&["delete", "pod", "failing"]);
+        make(bed, "works", json!({ "containers": [works.clone()] }));
+        bed.kubectl(&["wait", "--for=condition=Ready", "pod/works", "--timeout=60s"]);
+        bed.kubectl(&["delete", "pod", "works"]);
     });
     let ends = container(IMAGE, &["false"]);
-    for (name, reason, spec) in [
+    for (number, (what, reason, mut spec)) in [
         (
             "a command that is not there",
             "RunContainerError|CrashLoopBackOff|StartError",
@@ -53,27 +52,34 @@ pub fn rows(bed: &mut Bed) {
                 "name": "c", "image": IMAGE, "command": ["true"], "envFrom": [{ "secretRef": { "name": "no-such-secret" } }],
             }] }),
         ),
-    ] {
-        bed.row(&format!("a pod with {name}, deleted"), &[], |bed| {
-            fails(bed, reason, spec)
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // The one before may not have gone yet by kubelet's word.
+        if let Some(port) = spec.pointer_mut("/containers/0/ports/0/hostPort") {
+            *port = json!(8090 + number);
+        }
+        bed.row(&format!("a pod with {what}, deleted"), &[], |bed| {
+            fails(bed, &format!("fails-{number}"), reason, spec);
         });
     }
 }
 
-fn make(bed: &mut Bed, mut spec: Value) {
+fn make(bed: &mut Bed, name: &str, mut spec: Value) {
     spec["nodeName"] = json!(format!("h{HOST}"));
     spec["terminationGracePeriodSeconds"] = json!(1);
     bed.cluster()
-        .apply(&json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "failing" }, "spec": spec }))
+        .apply(&json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name }, "spec": spec }))
         .unwrap();
 }
 
 /// Such a pod is made, fails for one of these reasons, and goes, with all that was there for it.
-fn fails(bed: &mut Bed, reasons: &str, spec: Value) {
+fn fails(bed: &mut Bed, name: &str, reasons: &str, spec: Value) {
     let before = trace::of_pods(bed.lab.host(HOST));
-    make(bed, spec);
+    make(bed, name, spec);
     bed.wait(&format!("a pod that fails by {reasons}"), |bed| {
-        let text = bed.kubectl(&["get", "pod", "failing", "-o", "json"]);
+        let text = bed.kubectl(&["get", "pod", name, "-o", "json"]);
         let pod: Value = serde_json::from_str(&text).unwrap();
         let statuses = ["initContainerStatuses", "containerStatuses"]
             .iter()
@@ -91,7 +97,8 @@ fn fails(bed: &mut Bed, reasons: &str, spec: Value) {
     // It had its place in the network.
     let during = trace::of_pods(bed.lab.host(HOST));
     assert!(during.len() > before.len(), "{during:?}");
-    bed.kubectl(&["delete", "pod", "failing"]);
+    // What kubelet says of it may come half a minute after what it does.
+    bed.kubectl(&["delete", "pod", name, "--wait=false"]);
     bed.wait("nothing being left of it", |bed| {
         let now = trace::of_pods(bed.lab.host(HOST));
         (now != before).then(|| crate::bed::difference(&now, &before))

@@ -73,12 +73,19 @@ pub fn rows(bed: &mut Bed) {
             bed.settle();
         },
     );
-    bed.row("    and the pods that were started meanwhile are gone", &[], |bed| {
-        bed.wait("no such pod", |bed| {
-            let left = bed.cluster().list(&["pods", "-l", &format!("app={PROBE}")]).unwrap();
-            (!left.is_empty()).then(|| format!("{} of them", left.len()))
-        });
-    });
+    bed.row(
+        "    and the pods that were started meanwhile are gone",
+        &[],
+        |bed| {
+            bed.wait("no such pod", |bed| {
+                let left = bed
+                    .cluster()
+                    .list(&["pods", "-l", &format!("app={PROBE}")])
+                    .unwrap();
+                (!left.is_empty()).then(|| format!("{} of them", left.len()))
+            });
+        },
+    );
 }
 
 /// On every Node a pod starts, answers a pod of another, and is deleted.
