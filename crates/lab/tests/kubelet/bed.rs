@@ -223,11 +223,11 @@ impl Bed {
         let name = self.lab.spec.name.clone();
         let start = Instant::now();
         drop(self.lab);
-        println!(
+        assert_eq!(traces(&name).unwrap(), [""; 0]);
+        print(&format!(
             "\nnothing is left of it after {:.1} s",
             start.elapsed().as_secs_f64()
-        );
-        assert_eq!(traces(&name).unwrap(), [""; 0]);
+        ));
     }
 }
 
