@@ -32,6 +32,7 @@ pub struct Bed {
 impl Bed {
     /// Nodes without a network.
     pub fn new() -> Bed {
+        let image = image();
         let began = Instant::now();
         let spec = Spec {
             machines: true,
@@ -51,7 +52,7 @@ impl Bed {
             machines.as_secs_f64(),
             began.elapsed().as_secs_f64()
         ));
-        bed.lab.import_image(&image()).unwrap();
+        bed.lab.import_image(&image).unwrap();
         bed
     }
 
@@ -242,7 +243,9 @@ fn image() -> PathBuf {
     let path = path.unwrap_or_else(|| {
         panic!("FLANNEL_IMAGE names the image's archive; `cargo xtask test --suite kubelet` makes it and sets this")
     });
-    PathBuf::from(path)
+    let path = PathBuf::from(path);
+    assert!(path.is_file(), "FLANNEL_IMAGE: no file {}", path.display());
+    path
 }
 
 /// A file of the repository.
