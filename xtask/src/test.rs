@@ -497,4 +497,15 @@ mod tests {
         };
         assert!(!may_be_asked_again(&good, 0));
     }
+
+    #[test]
+    fn run_of_everything_when_nothing_is_built_then_it_is_without_kubernetes_alone() {
+        let left_out = |is_there: fn(Built) -> bool| -> Vec<&str> {
+            let out = SUITES.iter().filter(|suite| missing(suite, is_there).is_some());
+            out.map(|suite| suite.name).collect()
+        };
+        assert_eq!(left_out(|_| false), ["kube", "kubelet"]);
+        assert_eq!(left_out(|built| built == Built::Servers), ["kubelet"]);
+        assert_eq!(left_out(|_| true), [""; 0]);
+    }
 }

@@ -18,6 +18,8 @@ mod flannels;
 mod install;
 #[path = "kubelet/nodes.rs"]
 mod nodes;
+#[path = "kubelet/person.rs"]
+mod person;
 #[path = "kubelet/restarts.rs"]
 mod restarts;
 #[path = "kubelet/swap.rs"]
@@ -25,10 +27,19 @@ mod swap;
 #[path = "kubelet/trace.rs"]
 mod trace;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use bed::Bed;
+
+/// Two clusters at once would be late for each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn pods_when_anything_is_done_to_flannel_or_its_nodes_then_they_lose_nothing_they_need_not_lose() {
+    let _alone = alone();
     let mut bed = Bed::new();
     install::rows(&mut bed);
     restarts::rows(&mut bed);
@@ -37,4 +48,10 @@ fn pods_when_anything_is_done_to_flannel_or_its_nodes_then_they_lose_nothing_the
     nodes::rows(&mut bed);
     backend::rows(&mut bed);
     bed.close();
+}
+
+#[test]
+fn lab_up_when_kubelets_are_asked_for_then_it_is_a_cluster_to_look_at_and_goes_whole() {
+    let _alone = alone();
+    person::looks();
 }

@@ -238,7 +238,7 @@ fn print(text: &str) {
 }
 
 /// The image's archive.
-fn image() -> PathBuf {
+pub fn image() -> PathBuf {
     let path = std::env::var_os("FLANNEL_IMAGE");
     let path = path.unwrap_or_else(|| {
         panic!("FLANNEL_IMAGE names the image's archive; `cargo xtask test --suite kubelet` makes it and sets this")
