@@ -197,11 +197,15 @@ impl Bed {
         });
     }
 
-    /// What the kernels of the other hosts have for the last one.
-    pub fn peers_of_last(&self) -> Vec<BTreeSet<String>> {
-        let subnet = self.lab.env(HOSTS).unwrap().subnet_of(4).unwrap().to_string();
+    /// The last host's subnet, as its daemon has written it.
+    pub fn subnet_of_last(&self) -> String {
+        self.lab.env(HOSTS).unwrap().subnet_of(4).unwrap().to_string()
+    }
+
+    /// What the kernels of the other hosts have for the last one, whose subnet this is.
+    pub fn peers_of_last(&self, subnet: &str) -> Vec<BTreeSet<String>> {
         let address = self.lab.spec.host4(HOSTS).to_string();
-        let of_last = |entry: &String| entry.contains(&subnet) || entry.contains(&format!("to {address}"));
+        let of_last = |entry: &String| entry.contains(subnet) || entry.contains(&format!("to {address}"));
         (1..HOSTS)
             .map(|host| {
                 trace::of_flannel(self.lab.host(host))

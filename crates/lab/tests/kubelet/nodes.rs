@@ -43,7 +43,8 @@ pub fn rows(bed: &mut Bed) {
         bed.lab.boot(HOSTS).unwrap();
         comes_back(bed);
     });
-    let peers = bed.peers_of_last();
+    let subnet = bed.subnet_of_last();
+    let peers = bed.peers_of_last(&subnet);
     bed.row(
         "the API server is away, and h3 loses power and starts: kubelet starts no pod of its own accord",
         &[HOSTS],
@@ -58,7 +59,7 @@ pub fn rows(bed: &mut Bed) {
             );
         },
     );
-    if bed.peers_of_last() != peers {
+    if bed.peers_of_last(&subnet) != peers {
         bed.fail("the others no longer know h3".to_owned());
     }
     bed.row(
