@@ -61,23 +61,14 @@ impl Built {
         }
     }
 
-    /// Whether a run of everything has the time to make it: a minute, where Kubernetes takes a quarter of an hour.
-    fn is_quick(self) -> bool {
+    /// What a run of everything says when it does without, for it has not the quarter of an hour that this takes; none: it makes it.
+    fn lack(self) -> Option<&'static str> {
         match self {
-            Built::Servers | Built::Nodes => false,
-            Built::HostRoot | Built::Image => true,
-        }
-    }
-
-    /// What is missing, and which verb makes it.
-    fn lack(self) -> &'static str {
-        match self {
-            Built::Servers => "Kubernetes' servers are not here; `cargo xtask kube-assets` builds them",
-            Built::Nodes => {
-                "Kubernetes' programs for nodes are not here; `cargo xtask kube-assets --nodes` builds them"
-            }
-            Built::HostRoot => "the root of machines is not here; `cargo xtask host-root` makes it",
-            Built::Image => "the image is not here",
+            Built::Servers => Some("Kubernetes' servers are not here; `cargo xtask kube-assets` builds them"),
+            Built::Nodes => Some(
+                "Kubernetes' programs for nodes are not here; `cargo xtask kube-assets --nodes` builds them",
+            ),
+            Built::HostRoot | Built::Image => None,
         }
     }
 
@@ -317,9 +308,9 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let mut unsupported = Vec::new();
     if !focused {
         chosen.retain(|suite| {
-            let missing = missing(suite, Built::is_there);
-            unsupported.extend(missing.map(|need| (suite.name, need.lack())));
-            missing.is_none()
+            let lack = lack_of(suite, Built::is_there);
+            unsupported.extend(lack.map(|lack| (suite.name, lack)));
+            lack.is_none()
         });
     }
     let needs = || chosen.iter().flat_map(|suite| suite.needs);
@@ -382,9 +373,9 @@ pub fn run(arguments: &[String]) -> Result<bool> {
 }
 
 /// What keeps a suite from being part of a run of everything.
-fn missing(suite: &Suite, is_there: impl Fn(Built) -> bool) -> Option<Built> {
-    let mut needs = suite.needs.iter().copied();
-    needs.find(|need| !need.is_quick() && !is_there(*need))
+fn lack_of(suite: &Suite, is_there: impl Fn(Built) -> bool) -> Option<&'static str> {
+    let mut needs = suite.needs.iter().filter(|need| !is_there(**need));
+    needs.find_map(|need| need.lack())
 }
 
 /// What draws the cases of tests by property.
@@ -501,7 +492,7 @@ mod tests {
     #[test]
     fn run_of_everything_when_nothing_is_built_then_it_is_without_kubernetes_alone() {
         let left_out = |is_there: fn(Built) -> bool| -> Vec<&str> {
-            let out = SUITES.iter().filter(|suite| missing(suite, is_there).is_some());
+            let out = SUITES.iter().filter(|suite| lack_of(suite, is_there).is_some());
             out.map(|suite| suite.name).collect()
         };
         assert_eq!(left_out(|_| false), ["kube", "kubelet"]);
