@@ -285,6 +285,7 @@ pub trait Entries: Send + Sync + 'static {
     /// When an entry that somebody else wrote ends; `None` for a reservation, which never does.
     fn expires(
         &self,
+        key: &str,
         known: &Self::Handle,
     ) -> impl Future<Output = Result<Option<Instant>, RegistryError>> + Send;
 

@@ -113,7 +113,7 @@ impl Entries for Store {
         Ok(grant.map(|grant| (*known, grant.expires)))
     }
 
-    async fn expires(&self, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
+    async fn expires(&self, _: &str, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
         if known.lease == 0 {
             return Ok(None);
         }

@@ -11,12 +11,14 @@
 mod chance;
 pub mod entries;
 pub mod etcd;
+pub mod etcd2;
 pub mod etcd3;
 mod file;
 pub mod kube;
 mod leases;
 pub mod memory;
 mod names;
+mod socket;
 mod state;
 
 use std::future::Future;
@@ -30,6 +32,7 @@ use fabric::lease::{Attributes, Lease, Subnet, Update};
 use tokio::time::Instant;
 
 pub use crate::chance::{Backoff, Chance};
+pub use crate::etcd2::Etcd2;
 pub use crate::etcd3::Etcd3;
 pub use crate::kube::Kube;
 pub use crate::leases::Leases;

@@ -103,8 +103,8 @@ impl Entries for Mistaken {
         Ok(prolonged)
     }
 
-    async fn expires(&self, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
-        self.inner.expires(known).await
+    async fn expires(&self, key: &str, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
+        self.inner.expires(key, known).await
     }
 
     async fn was(&self, key: &str, known: &Stamp) -> Result<Option<bool>, RegistryError> {

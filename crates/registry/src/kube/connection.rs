@@ -4,7 +4,6 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,14 +15,12 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::server::{Access, Server};
-use crate::{Pending, names};
+use crate::{Pending, names, socket};
 
 /// Who listens answers within this time, or is not there: a server that comes back is looked for often enough to be found soon.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -92,17 +89,7 @@ impl Way for Tcp {
     fn open<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, Result<Box<dyn Stream>, ConnectError>> {
         Box::pin(async move {
             let found = bounded(HANDSHAKE_DEADLINE, names::look_up(host, port)).await??;
-            let stream = connect(&found).await?;
-            stream.set_nodelay(true)?;
-            // Whoever is gone without a word is noticed within half a minute, also while nothing is being said.
-            let socket = SockRef::from(&stream);
-            socket.set_tcp_keepalive(
-                &TcpKeepalive::new()
-                    .with_time(Duration::from_secs(10))
-                    .with_interval(Duration::from_secs(5))
-                    .with_retries(3),
-            )?;
-            socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))?;
+            let stream = socket::connect(&found, CONNECT_DEADLINE).await?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }
@@ -280,19 +267,6 @@ pub(super) fn in_words(failure: &hyper::Error) -> String {
 fn is_end_of_stream(cause: &(dyn Error + 'static)) -> bool {
     let io = cause.downcast_ref::<std::io::Error>();
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof)
-}
-
-/// To the first of the addresses that answers; each has its own time.
-async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
-    let mut failure: ConnectError = "the name has no address".into();
-    for address in addresses {
-        match bounded(CONNECT_DEADLINE, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(refused)) => failure = refused.into(),
-            Err(late) => failure = late,
-        }
-    }
-    Err(failure)
 }
 
 async fn bounded<T>(deadline: Duration, opening: impl Future<Output = T>) -> Result<T, ConnectError> {

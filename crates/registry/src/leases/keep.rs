@@ -321,7 +321,7 @@ impl<'a, E: Entries> Own<'a, E> {
         self.lease.created = entry.created;
         let known = self.handle.as_ref();
         if known.is_none_or(|known| !known.shares_life(&entry.handle)) {
-            let expires = self.leases.entries.expires(&entry.handle).await?;
+            let expires = self.leases.entries.expires(&self.key, &entry.handle).await?;
             self.set_expiry(expires);
             (self.report)(Holding::Renewed { expires });
         }

@@ -1,4 +1,4 @@
-//! A registry under test, seen by its operator: a real etcd with `etcdctl`, or the store in memory.
+//! A registry under test, seen by its operator: a real etcd with `etcdctl` by either API, or the store in memory.
 
 #[path = "../etcd3/rig.rs"]
 #[allow(dead_code)]
@@ -10,7 +10,7 @@ use std::time::Duration;
 use fabric::lease::{Attributes, Delta, Snapshot, Subnet, Update};
 use registry::etcd::Options;
 use registry::memory::{Client, Memory, Store};
-use registry::{Chance, Etcd3, Held, Holding, Leases, Over, Registry, Taken};
+use registry::{Chance, Etcd2, Etcd3, Held, Holding, Leases, Over, Registry, Taken};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -118,6 +118,95 @@ impl Ground for Etcd {
 
     fn compact(&self) {
         self.0.ctl(&["compact", &self.0.revision().to_string()]);
+    }
+
+    fn empty(&mut self) {
+        self.0.kill();
+        self.0.start_empty();
+    }
+
+    fn stop(&mut self) {
+        self.0.kill();
+    }
+
+    fn go_on(&mut self) {
+        self.0.start_again();
+    }
+}
+
+/// The same server by its v2 API, with `etcdctl` of that API.
+pub struct EtcdV2(rig::Server);
+
+impl EtcdV2 {
+    pub fn start() -> EtcdV2 {
+        EtcdV2(rig::Server::start_with(None, &["--enable-v2"]))
+    }
+}
+
+impl Ground for EtcdV2 {
+    type Client = Etcd2;
+
+    fn client(&self, ttl: Duration) -> Arc<Etcd2> {
+        let options = Options {
+            lease_ttl: ttl,
+            ..self.0.options()
+        };
+        Arc::new(Etcd2::new(&options).unwrap())
+    }
+
+    fn put(&self, key: &str, value: &str) {
+        self.0.ctl2(&["set", &at(key), value]);
+    }
+
+    fn set_config(&self, config: Option<&str>) {
+        match config {
+            Some(config) => drop(self.0.ctl2(&["set", "/n/config", config])),
+            None => drop(self.0.ctl2(&["rm", "/n/config"])),
+        }
+    }
+
+    fn put_for(&self, key: &str, value: &str, ttl: Duration) {
+        let ttl = ttl.as_secs().to_string();
+        self.0.ctl2(&["set", "--ttl", &ttl, &at(key), value]);
+    }
+
+    fn delete(&self, key: &str) {
+        self.0.ctl2(&["rm", &at(key)]);
+    }
+
+    fn end(&self, key: &str) {
+        assert!(self.0.field2(&at(key), "TTL") > 0);
+        self.delete(key);
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let Ok(keys) = self.0.try_ctl2(&["ls", "--sort", "/n/subnets"]) else {
+            return Vec::new();
+        };
+        keys.lines().map(|key| key.replace("/n/subnets/", "")).collect()
+    }
+
+    fn value(&self, key: &str) -> String {
+        match self.0.try_ctl2(&["get", &at(key)]) {
+            Ok(value) => value.trim_end_matches('\n').to_owned(),
+            Err(_) => String::new(),
+        }
+    }
+
+    fn created(&self, key: &str) -> i64 {
+        self.0.field2(&at(key), "Created-Index")
+    }
+
+    fn is_reservation(&self, key: &str) -> bool {
+        self.0.field2(&at(key), "TTL") == 0
+    }
+
+    fn revision(&self) -> i64 {
+        self.0.index()
+    }
+
+    fn compact(&self) {
+        self.0.write_elsewhere(rig::MEMORY);
     }
 
     fn empty(&mut self) {
