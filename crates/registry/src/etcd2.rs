@@ -26,7 +26,7 @@ use self::connection::Connection;
 use self::listing::Listed;
 use crate::RegistryError;
 use crate::chance::Chance;
-use crate::entries::{End, Entries, Life, Listing, Mark, Seen, Told, Wish, Written};
+use crate::entries::{End, Entries, Entry, Life, Listing, Mark, Seen, Told, Wish, Written};
 use crate::etcd::{Keys, Members, Options, OptionsError};
 use crate::leases::Leases;
 use crate::state::State;
@@ -130,6 +130,19 @@ impl Entries for Store {
 
     async fn was(&self, key: &str, known: &Stamp) -> Result<Option<bool>, RegistryError> {
         Ok(self.entry_was(key, known).await?)
+    }
+
+    async fn descends(
+        &self,
+        key: &str,
+        known: &Stamp,
+        created: i64,
+        entry: &Entry<Stamp>,
+    ) -> Result<Option<bool>, RegistryError> {
+        Ok(match entry.created == created {
+            true => self.entry_was(key, known).await?,
+            false => Some(self.was_written_over(key, known, entry).await?),
+        })
     }
 
     async fn give_back(&self) {}

@@ -77,6 +77,8 @@ impl Store {
             Err(failure) => odd = Some(failure.to_string()),
         };
         while stream.next(&mut take).await? {}
+        // The order of a directory is any.
+        listing.snapshot.rejected.sort_by(|a, b| a.key.cmp(&b.key));
         if let Some(odd) = odd {
             return Err(Refused::Odd(odd));
         }

@@ -10,13 +10,16 @@ use fabric::lease::LARGEST_VALUE;
 use hyper::Method;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Ask, At};
+use super::connection::{Ask, At, Connection};
 use super::stamp::Stamp;
 use super::wire::{CLEARED, COMPARE_FAILED, EXISTS, NOT_A_FILE, NOT_FOUND, Node, Refused, read};
 use super::{Store, no_config};
 use crate::RegistryError;
 use crate::entries::{Entry, Life, Seen, Written};
 use crate::etcd::{self, REQUEST_DEADLINE};
+
+/// Writes over an entry since it was seen that are looked at one by one.
+const WRITTEN_OVER: u32 = 8;
 
 /// Why a call did not succeed.
 pub(super) type CallError = etcd::CallError<Refused>;
@@ -26,10 +29,33 @@ struct Found {
     at: At,
     value: String,
     is_directory: bool,
+    /// It tells of the end of a node.
+    is_end: bool,
     created: i64,
     stamp: Stamp,
     /// The one before, and its value.
     before: Option<(Stamp, String)>,
+}
+
+impl Found {
+    /// Out of an answer to what was asked at this time; `granted`: a write that gave so many seconds.
+    fn read(at: At, body: &[u8], asked: Instant, granted: Option<Option<i64>>) -> Result<Found, Refused> {
+        let reply = read(body)?;
+        let node = &reply.node;
+        let before = |node: &Node<'_>| (Stamp::of(node, asked), node.value.clone().into_owned());
+        Ok(Found {
+            at,
+            is_directory: node.dir,
+            is_end: reply.is_end(),
+            created: node.created_index,
+            stamp: match granted {
+                Some(ttl) => Stamp::granted(node, asked, ttl),
+                None => Stamp::of(node, asked),
+            },
+            before: reply.prev_node.as_ref().map(before),
+            value: reply.node.value.into_owned(),
+        })
+    }
 }
 
 /// What a call was refused with, if it was by etcd itself: number and index.
@@ -100,26 +126,12 @@ impl Store {
         ask: Ask,
         granted: Option<Option<i64>>,
     ) -> Result<Found, CallError> {
-        let request = |line: super::Connection| {
+        let request = |line: Connection| {
             let ask = ask.clone();
             async move {
                 let asked = Instant::now();
                 let (at, body) = line.whole(ask).await?;
-                let reply = read(&body)?;
-                let node = &reply.node;
-                let stamp = match granted {
-                    Some(ttl) => Stamp::granted(node, asked, ttl),
-                    None => Stamp::of(node, asked),
-                };
-                let before = |node: &Node<'_>| (Stamp::of(node, asked), node.value.clone().into_owned());
-                Ok(Found {
-                    at,
-                    is_directory: node.dir,
-                    created: node.created_index,
-                    stamp,
-                    before: reply.prev_node.as_ref().map(before),
-                    value: reply.node.value.into_owned(),
-                })
+                Found::read(at, &body, asked, granted)
             }
         };
         self.members.call(call, request).await
@@ -325,30 +337,66 @@ impl Store {
         self.history(&whole, known).await
     }
 
-    /// The same, of an entry that has changed since: what the first event from then on tells. Every event tells what was before it.
+    /// The same, of an entry that has changed since: what the first event from then on tells.
     async fn history(&self, whole: &str, known: &Stamp) -> Result<Option<bool>, CallError> {
-        let query = format!("wait=true&waitIndex={}", known.modified);
-        let ask = Ask::get(path_of(whole, &query));
-        let request = |line: super::Connection| {
+        let Some(past) = self.past(whole, known.modified).await? else {
+            return Ok(None);
+        };
+        if past.stamp.modified == known.modified {
+            return Ok(Some(past.stamp == *known));
+        }
+        Ok(match past.before {
+            None => Some(false),
+            // A refresh is no event: there was one in between.
+            Some((before, _)) if before.modified > known.modified => None,
+            Some((before, _)) => Some(before == *known),
+        })
+    }
+
+    /// Whether an entry stands where the one in this state stood without ever having been gone.
+    ///
+    /// COMPAT: to etcd a `set` makes a new node, with a new index of creation, also where it writes over an old one. Go flannel and
+    /// operators set.
+    pub(super) async fn was_written_over(
+        &self,
+        key: &str,
+        known: &Stamp,
+        entry: &Entry<Stamp>,
+    ) -> Result<bool, CallError> {
+        let whole = self.keys.at(key);
+        let mut last = *known;
+        for _ in 0..WRITTEN_OVER {
+            let Some(past) = self.past(&whole, last.modified + 1).await? else {
+                return Ok(false);
+            };
+            // Of one that was gone the last event is that, and of the next nothing was before.
+            if past.before.is_none_or(|(before, _)| before != last) || past.is_end {
+                return Ok(false);
+            }
+            if past.created == entry.created {
+                return Ok(true);
+            }
+            last = past.stamp;
+        }
+        Ok(false)
+    }
+
+    /// The first event on a key from this index on; `None` where the store has forgotten, or has nothing to tell.
+    async fn past(&self, whole: &str, index: i64) -> Result<Option<Found>, CallError> {
+        let ask = Ask::get(path_of(whole, &format!("wait=true&waitIndex={index}")));
+        let request = |line: Connection| {
             let ask = ask.clone();
             async move {
                 let line = self.beside(&line).await?;
                 let asked = Instant::now();
-                // Where the store has nothing to tell of what was, it waits for what will be.
-                let Ok(answer) = timeout(REQUEST_DEADLINE / 2, line.whole(ask)).await else {
-                    return Ok(None);
-                };
-                let (_, body) = answer?;
-                let reply = read(&body)?;
-                let event = Stamp::of(&reply.node, asked);
-                if event.modified == known.modified {
-                    return Ok(Some(event == *known));
+                // Where there is nothing to tell of what was, it waits for what will be.
+                match timeout(REQUEST_DEADLINE / 2, line.whole(ask)).await {
+                    Ok(answer) => {
+                        let (at, body) = answer?;
+                        Ok(Some(Found::read(at, &body, asked, None)?))
+                    }
+                    Err(_) => Ok(None),
                 }
-                let Some(before) = reply.prev_node.map(|node| Stamp::of(&node, asked)) else {
-                    return Ok(Some(false));
-                };
-                // A refresh is no event: there was one in between.
-                Ok((before.modified <= known.modified).then(|| before == *known))
             }
         };
         match self.members.call("GET", request).await {
@@ -358,7 +406,7 @@ impl Store {
     }
 
     /// A connection of one's own to the same member.
-    pub(super) async fn beside(&self, line: &super::Connection) -> Result<super::Connection, Refused> {
+    pub(super) async fn beside(&self, line: &Connection) -> Result<Connection, Refused> {
         let opened = self.members.beside(line).await;
         opened.map_err(|why| Refused::Unanswered {
             why,

@@ -237,16 +237,16 @@ pub(super) async fn follow_config(
     let Ok((index, config)) = store.network_config().await else {
         return;
     };
-    told(config);
     let Ok(line) = store.members.line().await else {
-        return;
+        return told(config);
     };
     let query = format!("wait=true&stream=true&waitIndex={}", index + 1);
     let path = path_of(store.keys.config(), &query);
+    let opened = open(store, &line, path, LONGEST_CONFIG).await;
+    // Only now: who hears of it may change it, and this answer tells of that only if it stands by then.
+    told(config);
     // Whether the member is well is the other watch's to find out.
-    let Ok(mut stream) = open(store, &line, path, LONGEST_CONFIG).await else {
-        return;
-    };
+    let Ok(mut stream) = opened else { return };
     let began = stream.at.index;
     if began < index {
         return;
@@ -255,8 +255,7 @@ pub(super) async fn follow_config(
         let mut last = None;
         let mut take = |piece: &[u8]| {
             let Ok(reply) = read(piece) else { return };
-            let is_put = matches!(&*reply.action, "set" | "create" | "update" | "compareAndSwap");
-            let is_value = is_put && !reply.node.dir && reply.node.key == store.keys.config();
+            let is_value = reply.is_write() && !reply.node.dir && reply.node.key == store.keys.config();
             let config = match is_value {
                 true => Ok(reply.node.value.into_owned().into_bytes()),
                 false => Err(no_config(&store.keys)),

@@ -52,6 +52,18 @@ pub(super) struct Reply<'a> {
     pub(super) prev_node: Option<Node<'a>>,
 }
 
+impl Reply<'_> {
+    /// Whether it tells of the end of a node.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(&*self.action, "delete" | "expire" | "compareAndDelete")
+    }
+
+    /// Whether it tells of a write.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(&*self.action, "set" | "create" | "update" | "compareAndSwap")
+    }
+}
+
 /// `Key not found`.
 pub(super) const NOT_FOUND: u32 = 100;
 /// `Compare failed`.
@@ -241,7 +253,7 @@ impl Event {
 pub(super) fn event_of(keys: &Keys, reply: &Reply<'_>, asked: Instant) -> Event {
     let node = &reply.node;
     let index = node.modified_index;
-    let is_gone = matches!(&*reply.action, "delete" | "expire" | "compareAndDelete");
+    let is_gone = reply.is_end();
     let Some(below) = node.key.strip_prefix(keys.subnets()) else {
         let parent = format!("{}/", node.key.trim_end_matches('/'));
         return match is_gone && keys.subnets().starts_with(&parent) {
@@ -257,12 +269,10 @@ pub(super) fn event_of(keys: &Keys, reply: &Reply<'_>, asked: Instant) -> Event 
             key: name_of(below).into_owned(),
         },
         None if node.dir => Change::Unclear(directory(below)),
-        None if matches!(&*reply.action, "set" | "create" | "update" | "compareAndSwap") => {
-            match entry_of(keys, node, asked) {
-                Some(entry) => Change::Put(entry),
-                None => return Event::Elsewhere(index),
-            }
-        }
+        None if reply.is_write() => match entry_of(keys, node, asked) {
+            Some(entry) => Change::Put(entry),
+            None => return Event::Elsewhere(index),
+        },
         None => Change::Unclear(Rejected {
             key: name_of(below).into_owned(),
             reason: format!(
