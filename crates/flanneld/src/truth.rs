@@ -299,6 +299,11 @@ impl Truth {
             };
             report.add(Finding::new(Part::Registry, Kind::Stale, "watch", text));
         }
+        if let Some(trouble) = &registry.trouble {
+            // Whoever holds a lease is served as before.
+            let finding = Finding::new(Part::Registry, Kind::Remark, "registry", trouble.text.as_str());
+            report.add(finding.hint(trouble.hint.as_str()));
+        }
         drop(registry);
         let standing = self.standing.borrow().clone();
         let compared = match situation.cached {

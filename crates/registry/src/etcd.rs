@@ -14,7 +14,7 @@ pub use self::members::ConnectError;
 pub use self::tls::{TlsError, TlsFiles};
 
 pub(crate) use self::members::{CallError, Line, Members, Verdict};
-pub(crate) use self::tls::tls_failure;
+pub(crate) use self::tls::{Showing, tls_failure};
 
 /// Every request but a watch is answered within this time, or counts as failed.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(5);

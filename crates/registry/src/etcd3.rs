@@ -5,6 +5,7 @@
 //! replaced, and peers are followed by one watch that costs no request per event.
 
 mod connection;
+mod health;
 mod listing;
 mod store;
 mod watching;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fabric::lease::{Snapshot, Subnet, Update};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use self::keep::{Follower, Sighting};
@@ -19,6 +20,9 @@ use crate::state::States;
 use crate::{
     AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, STOOD, Wanted, lock,
 };
+
+/// Between two attempts, whatever there is to hurry for: pods come and go all the time.
+const LEAST: Duration = Duration::from_millis(500);
 
 /// The registry of leases that a store of entries makes.
 pub struct Leases<E: Entries> {
@@ -34,6 +38,7 @@ pub struct Leases<E: Entries> {
     kept: Mutex<Option<(Subnet, E::Handle)>>,
     /// How far the watch has come.
     followed: Mutex<Revision>,
+    hurry: Notify,
 }
 
 impl<E: Entries> Leases<E> {
@@ -48,6 +53,7 @@ impl<E: Entries> Leases<E> {
             follower: Mutex::new(None),
             kept: Mutex::new(None),
             followed: Mutex::new(Revision::default()),
+            hurry: Notify::new(),
         }
     }
 
@@ -119,6 +125,18 @@ impl<E: Entries> Leases<E> {
         followed.in_this_epoch(number)
     }
 
+    /// Waits before the next attempt, or until there is reason to hurry.
+    async fn pause(&self, backoff: &mut Backoff) {
+        let step = backoff.step();
+        let least = step.min(LEAST);
+        sleep(least).await;
+        tokio::select! {
+            biased;
+            () = self.hurry.notified() => backoff.reset(),
+            () = sleep(step - least) => {}
+        }
+    }
+
     /// Where the watch is.
     fn followed(&self) -> Revision {
         *lock(&self.followed)
@@ -178,6 +196,10 @@ impl<E: Entries> Registry for Leases<E> {
 
     fn reconnect(&self) -> Pending<'_, ()> {
         Box::pin(self.entries.reconnect())
+    }
+
+    fn hurry(&self) {
+        self.hurry.notify_one();
     }
 
     fn states(&self) -> States {

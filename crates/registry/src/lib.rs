@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod chance;
+mod dial;
 pub mod entries;
 pub mod etcd;
 pub mod etcd2;
@@ -18,7 +19,6 @@ pub mod kube;
 mod leases;
 pub mod memory;
 mod names;
-mod socket;
 mod state;
 
 use std::future::Future;
@@ -36,7 +36,7 @@ pub use crate::etcd2::Etcd2;
 pub use crate::etcd3::Etcd3;
 pub use crate::kube::Kube;
 pub use crate::leases::Leases;
-pub use crate::state::{Failure, State, States};
+pub use crate::state::{Failure, State, States, Trouble};
 
 /// A watch that stood so long was no flapping one: the next break is mended without delay.
 pub(crate) const STOOD: Duration = Duration::from_secs(5);
@@ -110,6 +110,9 @@ pub trait Registry: Send + Sync {
     /// The way to the registry may be another from now on, our own address being one: what is asked next goes over a new
     /// connection, instead of waiting for answers that cannot come any more.
     fn reconnect(&self) -> Pending<'_, ()>;
+
+    /// Something about this host's network is another: who waits for long before asking a registry again that did not answer does so now.
+    fn hurry(&self) {}
 
     /// Tells how the data path of this node stands, for registries that others ask for that.
     fn note(&self, data_path: DataPath) {

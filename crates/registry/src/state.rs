@@ -17,6 +17,17 @@ pub struct State {
     pub revision: i64,
     /// The last thing that went wrong, also when all is well again.
     pub last_failure: Option<Failure>,
+    /// What is wrong with the registry though it answers, by its own word.
+    pub trouble: Option<Trouble>,
+}
+
+/// Something that is wrong with a registry that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What, and what it means for this node and others.
+    pub text: String,
+    /// What cures it.
+    pub hint: String,
 }
 
 /// Something that went wrong.

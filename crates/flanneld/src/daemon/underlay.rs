@@ -36,7 +36,10 @@ impl Daemon {
             let ground = moved.as_ref().unwrap_or(ground);
             tokio::select! {
                 biased;
-                () = self.underlay_changed.notified() => tokio::time::sleep(UNDERLAY_SETTLES).await,
+                () = self.underlay_changed.notified() => {
+                    tokio::time::sleep(UNDERLAY_SETTLES).await;
+                    self.registry.hurry();
+                }
                 () = tokio::time::sleep(UNDERLAY_RETRY), if failed => {}
                 () = tokio::time::sleep(UNSERVED_LOOK), if ground.unserved.is_some() => {}
                 () = tokio::time::sleep(FORMER_LOOK), if !former.links.is_empty() => {

@@ -208,6 +208,10 @@ impl Registry for Snapless {
         self.0.reconnect()
     }
 
+    fn hurry(&self) {
+        self.0.hurry();
+    }
+
     fn states(&self) -> States {
         self.0.states()
     }

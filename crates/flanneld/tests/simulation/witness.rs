@@ -95,6 +95,10 @@ impl Registry for Witnessed {
         self.inner.reconnect()
     }
 
+    fn hurry(&self) {
+        self.inner.hurry();
+    }
+
     fn states(&self) -> States {
         self.inner.states()
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -18,7 +18,7 @@ use super::tls::TlsFiles;
 use super::{Credentials, Options, OptionsError, REQUEST_DEADLINE};
 use crate::RegistryError;
 use crate::chance::Chance;
-use crate::state::{Failure, State};
+use crate::state::{Failure, State, Trouble};
 
 /// TCP, TLS and login together: less than a request's deadline, so that one dead member among several costs little.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -60,8 +60,15 @@ pub(crate) trait Line: Clone + Send + Sync {
     /// Whether the other side or the network ended it.
     fn is_closed(&self) -> bool;
 
+    /// What may be wrong with a connection over which no answer ever came.
+    fn doubt(&self) -> Option<String>;
+
     /// What is to be done about a refusal.
     fn judge(refusal: &Self::Refusal) -> Verdict;
+
+    /// Whether a final refusal says no to what was asked, which an operator has to see. What is not there, is there already, or is of
+    /// another time is none.
+    fn is_denial(refusal: &Self::Refusal) -> bool;
 
     /// A refusal in words.
     fn describe(refusal: &Self::Refusal) -> String;
@@ -78,6 +85,7 @@ pub(crate) struct Members<L: Line> {
     silent: AtomicBool,
     /// The connection that is left last, for those who hold one of their own to the same member.
     left: watch::Sender<u64>,
+    denied: Notify,
 }
 
 struct Current<L> {
@@ -155,6 +163,7 @@ impl<L: Line> Members<L> {
             state,
             silent: AtomicBool::new(silent),
             left: watch::Sender::new(0),
+            denied: Notify::new(),
         })
     }
 
@@ -211,7 +220,10 @@ impl<L: Line> Members<L> {
             let reason = match timeout(deadline, request(line.clone())).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => match L::judge(&status) {
-                    Verdict::Elsewhere => L::describe(&status),
+                    Verdict::Elsewhere => match line.doubt() {
+                        Some(doubt) => format!("{} ({doubt})", L::describe(&status)),
+                        None => L::describe(&status),
+                    },
                     Verdict::Login if self.credentials.is_some() && !logged_in => {
                         logged_in = true;
                         self.forget(&line).await;
@@ -219,6 +231,14 @@ impl<L: Line> Members<L> {
                     }
                     Verdict::Login | Verdict::Final => {
                         let endpoint = line.endpoint().to_string();
+                        if L::is_denial(&status) {
+                            // Until it is over this is what is wrong, and not what was before it.
+                            self.note_failure(
+                                &format!("{endpoint}: {call}: {}", L::describe(&status)),
+                                false,
+                            );
+                            self.denied.notify_one();
+                        }
                         return Err(CallError::Status {
                             endpoint,
                             call,
@@ -365,6 +385,26 @@ impl<L: Line> Members<L> {
                 at,
                 error: error.to_owned(),
             });
+        });
+    }
+
+    /// Resolves when a member has said no.
+    pub(crate) async fn denied(&self) {
+        self.denied.notified().await;
+    }
+
+    /// Records what the registry says is wrong with it, or that nothing is.
+    pub(crate) fn note_trouble(&self, trouble: Option<Trouble>) {
+        self.state.send_if_modified(|state| {
+            let news = state.trouble != trouble;
+            if news {
+                match &trouble {
+                    Some(trouble) => warn!("{}", trouble.text),
+                    None => info!("etcd's alarm is over"),
+                }
+                state.trouble = trouble;
+            }
+            news
         });
     }
 

@@ -4,11 +4,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore, SignatureScheme};
 
 use super::ConnectError;
 use crate::file::read_regular;
@@ -76,28 +80,94 @@ impl TlsFiles {
         Ok(())
     }
 
-    /// Reads the files into a client configuration for HTTP/2.
-    pub(crate) fn load(&self) -> Result<ClientConfig, TlsError> {
+    /// Reads the files into a client configuration for HTTP/2, which leaves word of what the server wanted.
+    pub(crate) fn load(&self) -> Result<(ClientConfig, Arc<Showing>), TlsError> {
         let roots = Arc::new(match &self.cafile {
             Some(path) => roots_from(path)?,
             None => system_roots()?,
         });
         let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
-        let mut config = match (&self.certfile, &self.keyfile) {
+            .with_root_certificates(Arc::clone(&roots));
+        let own = match (&self.certfile, &self.keyfile) {
             (Some(certfile), Some(keyfile)) => {
                 let chain = certificates("etcd-certfile", certfile)?;
                 let key = private_key(keyfile)?;
-                builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| content("etcd-certfile", certfile, format!("with its key: {error}")))?
+                let pair = CertifiedKey::from_der(chain, key, &provider)
+                    .map_err(|error| content("etcd-certfile", certfile, format!("with its key: {error}")))?;
+                Some((certfile.clone(), Arc::new(pair)))
             }
-            _ => builder.with_no_client_auth(),
+            _ => None,
         };
+        let showing = Arc::new(Showing {
+            own,
+            roots,
+            asked: AtomicBool::new(false),
+        });
+        let mut config = builder.with_client_cert_resolver(Arc::<Showing>::clone(&showing));
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(config)
+        Ok((config, showing))
+    }
+}
+
+/// Shows our certificate to a server that asks for one, and remembers that it did: in TLS 1.3 it refuses after the handshake, and often
+/// all that comes of that is the end of the connection.
+#[derive(Debug)]
+pub(crate) struct Showing {
+    own: Option<(PathBuf, Arc<CertifiedKey>)>,
+    roots: Arc<RootCertStore>,
+    asked: AtomicBool,
+}
+
+impl ResolvesClientCert for Showing {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked.store(true, Ordering::Relaxed);
+        self.own.as_ref().map(|(_, pair)| Arc::clone(pair))
+    }
+
+    fn has_certs(&self) -> bool {
+        self.own.is_some()
+    }
+}
+
+impl Showing {
+    /// Why a server may have hung up that gave no answer; `None` where it wanted nothing to be shown.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        if !self.asked.load(Ordering::Relaxed) {
+            return None;
+        }
+        let Some((certfile, pair)) = &self.own else {
+            let text = "it asks for a client certificate, and there is none: etcd-certfile and etcd-keyfile name one";
+            return Some(text.to_owned());
+        };
+        let certfile = certfile.display();
+        Some(match self.is_out_of_date(pair) {
+            Some(words) => format!("by this host's clock etcd-certfile {certfile} {words}"),
+            None => {
+                format!("it asked for a client certificate; does it accept that of etcd-certfile {certfile}?")
+            }
+        })
+    }
+
+    /// What is wrong with the time of our certificate. Who issued it is the server's business.
+    fn is_out_of_date(&self, pair: &CertifiedKey) -> Option<&'static str> {
+        let provider = Arc::new(ring::default_provider());
+        let roots = Arc::clone(&self.roots);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .build()
+            .ok()?;
+        let (leaf, rest) = pair.cert.split_first()?;
+        match verifier.verify_client_cert(leaf, rest, UnixTime::now()) {
+            Err(rustls::Error::InvalidCertificate(error)) => match error {
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => Some("has expired"),
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    Some("is not valid yet")
+                }
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 

@@ -3,8 +3,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -24,12 +23,10 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::cutter::Cutter;
 use super::wire::{Refused, refusal};
 use crate::etcd::{
-    Address, CallError, ConnectError, Credentials, Endpoint, Line, TlsFiles, Verdict, tls_failure,
+    Address, CallError, ConnectError, Credentials, Endpoint, Line, Showing, TlsFiles, Verdict, tls_failure,
 };
-use crate::{RegistryError, names, socket};
+use crate::{RegistryError, dial, names};
 
-/// One of a name's addresses answers within this time, or the next is tried.
-const EACH_ADDRESS: Duration = Duration::from_secs(1);
 /// Largest answer that is kept whole: a request may have 1.5 MiB, of which each byte can be written as six.
 const LARGEST: usize = 16 << 20;
 
@@ -42,6 +39,10 @@ pub(crate) struct Connection {
     sent: Arc<AtomicU64>,
     number: u64,
     endpoint: Arc<Endpoint>,
+    /// With TLS: what the member wanted to see of us.
+    shown: Option<Arc<Showing>>,
+    /// Something came back over it.
+    answered: Arc<AtomicBool>,
 }
 
 /// A request that can be sent again.
@@ -125,12 +126,16 @@ impl Line for Connection {
         if endpoint.tls {
             files.check()?;
         }
+        let mut shown = None;
         let sender = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let found = names::look_up(host, *port).await?;
-                let stream = socket::connect(&found, EACH_ADDRESS).await?;
+                let stream = dial::connect(&found).await?;
+                stream.set_nodelay(true)?;
+                dial::notice_silence(&stream)?;
                 if endpoint.tls {
-                    let mut config = files.load()?;
+                    let (mut config, showing) = files.load()?;
+                    shown = Some(showing);
                     // HTTP/2 has no place for one that hangs beside others.
                     config.alpn_protocols = vec![b"http/1.1".to_vec()];
                     let name = ServerName::try_from(host.clone())?;
@@ -151,6 +156,8 @@ impl Line for Connection {
             sent: Arc::clone(sent),
             number,
             endpoint: Arc::clone(endpoint),
+            shown,
+            answered: Arc::default(),
         })
     }
 
@@ -167,11 +174,21 @@ impl Line for Connection {
         self.sender.try_lock().is_ok_and(|sender| sender.is_closed())
     }
 
+    fn doubt(&self) -> Option<String> {
+        let shown = self.shown.as_ref()?;
+        let is_unanswered = !self.answered.load(Ordering::Relaxed);
+        is_unanswered.then(|| shown.doubt()).flatten()
+    }
+
     fn judge(refused: &Refused) -> Verdict {
         match refused.is_final() {
             true => Verdict::Final,
             false => Verdict::Elsewhere,
         }
+    }
+
+    fn is_denial(refused: &Refused) -> bool {
+        refused.is_denial()
     }
 
     fn describe(refused: &Refused) -> String {
@@ -223,7 +240,9 @@ impl Connection {
         let unanswered = |failure: hyper::Error| Refused::unanswered(&failure);
         sender.ready().await.map_err(unanswered)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
-        sender.send_request(request).await.map_err(unanswered)
+        let response = sender.send_request(request).await.map_err(unanswered)?;
+        self.answered.store(true, Ordering::Relaxed);
+        Ok(response)
     }
 
     /// Asks, and reads the answer whole.

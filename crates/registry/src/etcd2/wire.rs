@@ -133,6 +133,16 @@ impl Refused {
         }
     }
 
+    /// Whether it says no to what was asked, and not merely that something is not there, or is of another time.
+    pub(super) fn is_denial(&self) -> bool {
+        match self {
+            Refused::No { code, .. } => {
+                !matches!(*code, NOT_FOUND | COMPARE_FAILED | NOT_A_FILE | EXISTS | CLEARED)
+            }
+            _ => self.is_final(),
+        }
+    }
+
     /// Whether it says that the v2 API is not spoken there, and not merely that it cannot be now.
     pub(crate) fn is_foreign(&self) -> bool {
         match self {

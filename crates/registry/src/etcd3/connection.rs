@@ -5,7 +5,7 @@ use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::body::Body;
@@ -26,10 +26,10 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::etcd::{
-    Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, TlsFiles, Verdict,
-    tls_failure,
+    Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, Showing, TlsFiles,
+    Verdict, tls_failure,
 };
-use crate::{RegistryError, names};
+use crate::{RegistryError, dial, names};
 
 /// Pings while a stream is open and nothing was read for so long. etcd refuses them more often than every 5 s, and
 /// without an open stream altogether.
@@ -48,6 +48,10 @@ pub struct Connection {
     number: u64,
     endpoint: Arc<Endpoint>,
     pub(crate) origin: Uri,
+    /// With TLS: what the member wanted to see of us.
+    shown: Option<Arc<Showing>>,
+    /// Something came back over it.
+    answered: Arc<AtomicBool>,
 }
 
 /// A client of one member for keys that are none of flannel's, as tools need: no failover, no login.
@@ -74,13 +78,16 @@ impl Line for Connection {
         if endpoint.tls {
             files.check()?;
         }
+        let mut shown = None;
         let sender = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let found = names::look_up(host, *port).await?;
-                let stream = TcpStream::connect(found.as_slice()).await?;
+                let stream = dial::connect(&found).await?;
                 stream.set_nodelay(true)?;
                 if endpoint.tls {
-                    let connector = TlsConnector::from(Arc::new(files.load()?));
+                    let (config, showing) = files.load()?;
+                    shown = Some(showing);
+                    let connector = TlsConnector::from(Arc::new(config));
                     let name = ServerName::try_from(host.clone())?;
                     let stream = connector.connect(name, stream).await.map_err(tls_failure)?;
                     handshake(stream).await?
@@ -97,6 +104,8 @@ impl Line for Connection {
             number,
             endpoint: Arc::clone(endpoint),
             origin: endpoint.origin().parse()?,
+            shown,
+            answered: Arc::default(),
         };
         if let Some(credentials) = credentials {
             connection.token = connection.login(credentials).await?;
@@ -116,6 +125,12 @@ impl Line for Connection {
         self.sender.is_closed()
     }
 
+    fn doubt(&self) -> Option<String> {
+        let shown = self.shown.as_ref()?;
+        let is_unanswered = !self.answered.load(Ordering::Relaxed);
+        is_unanswered.then(|| shown.doubt()).flatten()
+    }
+
     fn judge(status: &Status) -> Verdict {
         if is_stale_token(status) {
             Verdict::Login
@@ -124,6 +139,13 @@ impl Line for Connection {
         } else {
             Verdict::Final
         }
+    }
+
+    fn is_denial(status: &Status) -> bool {
+        !matches!(
+            status.code(),
+            Code::NotFound | Code::OutOfRange | Code::FailedPrecondition
+        )
     }
 
     fn describe(status: &Status) -> String {
@@ -170,7 +192,9 @@ impl Connection {
             }
             Ok(Err(status)) if is_auth_off(&status) => Ok(None),
             Ok(Err(status)) => {
-                Err(format!("login of {:?}: {}", credentials.username, describe(&status)).into())
+                let doubt = self.doubt().map(|doubt| format!(" ({doubt})"));
+                let (words, doubt) = (describe(&status), doubt.unwrap_or_default());
+                Err(format!("login of {:?}: {words}{doubt}", credentials.username).into())
             }
         }
     }
@@ -253,7 +277,12 @@ impl Service<Request<Body>> for Connection {
         if let Some(token) = &self.token {
             request.headers_mut().insert("token", token.clone());
         }
-        Box::pin(self.sender.send_request(request))
+        let (answer, answered) = (self.sender.send_request(request), Arc::clone(&self.answered));
+        Box::pin(async move {
+            let answer = answer.await;
+            answered.fetch_or(answer.is_ok(), Ordering::Relaxed);
+            answer
+        })
     }
 }
 

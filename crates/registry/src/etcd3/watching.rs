@@ -10,9 +10,9 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Status, Streaming};
 
 use super::connection::{Connection, LARGEST_REPLY, describe};
-use super::no_config;
 use super::store::{Stamp, Store};
 use super::wire::{Told as Response, changes_from, told as read};
+use super::{health, no_config};
 use crate::RegistryError;
 use crate::entries::{Change, End, Mark, Told};
 use crate::etcd::{Line, REQUEST_DEADLINE};
@@ -45,7 +45,12 @@ pub(super) async fn watch(store: &Store, after: Mark, told: &(dyn Fn(Told<Stamp>
                     Err(error) => return End::Failed(RegistryError::from(error).to_string()),
                 }
             }
-            match deliver(store, told, first, &mut responses).await {
+            let over = tokio::select! {
+                biased;
+                over = deliver(store, told, first, &mut responses) => over,
+                never = health::follow(store, &connection) => match never {},
+            };
+            match over {
                 Over::Compacted => return End::Compacted,
                 // The member is well; another would say the same.
                 Over::Canceled(reason) => {

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::server::{Access, Server};
-use crate::{Pending, names, socket};
+use crate::{Pending, dial, names};
 
 /// Who listens answers within this time, or is not there: a server that comes back is looked for often enough to be found soon.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -89,7 +89,9 @@ impl Way for Tcp {
     fn open<'a>(&'a self, host: &'a str, port: u16) -> Pending<'a, Result<Box<dyn Stream>, ConnectError>> {
         Box::pin(async move {
             let found = bounded(HANDSHAKE_DEADLINE, names::look_up(host, port)).await??;
-            let stream = socket::connect(&found, CONNECT_DEADLINE).await?;
+            let stream = bounded(CONNECT_DEADLINE, dial::connect(&found)).await??;
+            stream.set_nodelay(true)?;
+            dial::notice_silence(&stream)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }

@@ -45,7 +45,7 @@ pub(super) async fn watch<E: Entries>(
             }
             End::Failed(error) => debug!(%error, "the watch of leases cannot be taken up yet"),
         }
-        sleep(pause.step()).await;
+        leases.pause(&mut pause).await;
     }
 }
 
