@@ -27,9 +27,12 @@ use self::listing::Listed;
 use crate::RegistryError;
 use crate::chance::Chance;
 use crate::entries::{End, Entries, Entry, Life, Listing, Mark, Seen, Told, Wish, Written};
-use crate::etcd::{Keys, Members, Options, OptionsError};
+use crate::etcd::{Endpoint, Keys, Members, Options, OptionsError};
 use crate::leases::Leases;
 use crate::state::State;
+
+/// What is spoken, for people.
+pub const SPOKEN: &str = "etcd v2";
 
 /// The entries below one prefix of a store of etcd's v2 API. Connects on first use and for as long as it lives goes on trying.
 pub struct Store {
@@ -48,7 +51,11 @@ impl Store {
     /// A client that is not connected yet. Certificate files are read when connecting, so they may come later.
     pub fn new(options: &Options) -> Result<Store, OptionsError> {
         options.warn();
-        Store::reporting(options, watch::Sender::new(State::default()), false)
+        let state = State {
+            spoken: Some(SPOKEN),
+            ..State::default()
+        };
+        Store::reporting(options, watch::Sender::new(state), false)
     }
 
     /// The same, with a state that is shared; `silent` until it is found that this API is the one to be spoken.
@@ -67,6 +74,18 @@ impl Store {
             listed: Mutex::default(),
             refreshes: AtomicBool::new(true),
         })
+    }
+}
+
+impl Store {
+    /// Whether log and state hear of what happens.
+    pub(crate) async fn speak(&self, aloud: bool) {
+        self.members.speak(aloud).await;
+    }
+
+    /// Where the connection in use leads; `None` while there is none.
+    pub(crate) async fn endpoint(&self) -> Option<Endpoint> {
+        self.members.endpoint().await
     }
 }
 

@@ -200,8 +200,8 @@ impl Registry for Snapless {
         self.0.watch_config(sink)
     }
 
-    fn resume(&self, revision: i64) {
-        self.0.resume(revision);
+    fn resume(&self, revision: i64, spoken: Option<&str>) {
+        self.0.resume(revision, spoken);
     }
 
     fn reconnect(&self) -> Pending<'_, ()> {

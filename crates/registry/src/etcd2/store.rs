@@ -16,7 +16,7 @@ use super::wire::{CLEARED, COMPARE_FAILED, EXISTS, NOT_A_FILE, NOT_FOUND, Node, 
 use super::{Store, no_config};
 use crate::RegistryError;
 use crate::entries::{Entry, Life, Seen, Written};
-use crate::etcd::{self, REQUEST_DEADLINE};
+use crate::etcd::{self, Look, REQUEST_DEADLINE};
 
 /// Writes over an entry since it was seen that are looked at one by one.
 const WRITTEN_OVER: u32 = 8;
@@ -153,16 +153,54 @@ impl Store {
     pub(super) async fn network_config(&self) -> Result<(i64, Result<Vec<u8>, RegistryError>), CallError> {
         Ok(match self.get(self.keys.config()).await? {
             Err(index) => (index, Err(no_config(&self.keys))),
-            Ok(found) if found.is_directory => {
-                let place = format!(
+            Ok(found) => (found.at.index, self.config_in(found)),
+        })
+    }
+
+    /// What this API says of the network config, asked of one member.
+    pub(crate) async fn look(&self) -> Look {
+        for is_last in [false, true] {
+            let ask = Ask::get(path_of(self.keys.config(), "quorum=true"));
+            let request = |line: Connection| {
+                let ask = ask.clone();
+                async move {
+                    let asked = Instant::now();
+                    let (at, body) = line.whole(ask).await?;
+                    Found::read(at, &body, asked, None)
+                }
+            };
+            let refused = match self.members.ask_one("GET", request).await {
+                Ok(Ok(found)) => {
+                    return match self.config_in(found) {
+                        Ok(config) => Look::Found(config),
+                        Err(missing) => Look::Missing(missing),
+                    };
+                }
+                Ok(Err(refused)) => refused,
+                Err(nobody) => return Look::Failed(nobody.into()),
+            };
+            match refused.status() {
+                Some(Refused::No { code: NOT_FOUND, .. }) => return Look::Missing(no_config(&self.keys)),
+                // Who hangs up may be about to end.
+                Some(Refused::Unanswered { is_foreign: true, .. }) if !is_last => {}
+                Some(status) if status.is_foreign() => return Look::Foreign,
+                _ => return Look::Failed(refused.into()),
+            }
+        }
+        Look::Foreign
+    }
+
+    fn config_in(&self, found: Found) -> Result<Vec<u8>, RegistryError> {
+        match found.is_directory {
+            false => Ok(found.value.into_bytes()),
+            true => Err(RegistryError::NotFound {
+                what: "network config",
+                place: format!(
                     "{:?} in the registry (etcd v2) is a directory, expected a key",
                     self.keys.config()
-                );
-                let what = "network config";
-                (found.at.index, Err(RegistryError::NotFound { what, place }))
-            }
-            Ok(found) => (found.at.index, Ok(found.value.into_bytes())),
-        })
+                ),
+            }),
+        }
     }
 
     /// One entry, and the index at which it is so.
@@ -220,7 +258,7 @@ impl Store {
         life: Life,
     ) -> Result<Written<Stamp>, CallError> {
         let left = match life {
-            Life::Same => known.ends().map(|ends| seconds_until(ends)),
+            Life::Same => known.ends().map(seconds_until),
             Life::Whole => Some(0),
         };
         let is_whole = left == Some(0);

@@ -143,11 +143,11 @@ impl Refused {
         }
     }
 
-    /// Whether it says that the v2 API is not spoken there, and not merely that it cannot be now.
-    pub(crate) fn is_foreign(&self) -> bool {
+    /// Whether it says that the v2 API is not spoken there, or not with us, and not merely that it cannot be now.
+    pub(super) fn is_foreign(&self) -> bool {
         match self {
             Refused::No { .. } => false,
-            Refused::Http { status, .. } => *status == 404,
+            Refused::Http { status, .. } => (400..500).contains(status),
             Refused::Unanswered { is_foreign, .. } => *is_foreign,
             Refused::Odd(_) => true,
         }

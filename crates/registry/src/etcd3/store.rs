@@ -21,9 +21,10 @@ use tokio::time::{Duration, Instant};
 use tonic::Code;
 
 use super::connection::{Connection, LARGEST_REPLY};
+use super::no_config;
 use crate::chance::Chance;
 use crate::entries::{Entry, Handle, Life, Seen, Written};
-use crate::etcd::{self, Keys, Members};
+use crate::etcd::{self, Keys, Look, Members};
 
 /// Why a call did not succeed.
 pub(super) type CallError = etcd::CallError<tonic::Status>;
@@ -126,6 +127,11 @@ fn revision_is(key: &str, target: CompareTarget, revision: TargetUnion) -> Compa
     }
 }
 
+/// A server that speaks HTTP/2 and knows nothing of etcd's v3 API answers with HTTP's 404.
+fn is_foreign(status: &tonic::Status) -> bool {
+    status.code() == Code::Unimplemented
+}
+
 fn is_lease_gone(error: &CallError) -> bool {
     error
         .status()
@@ -158,6 +164,22 @@ impl Store {
         let reply = self.range(get(key)).await?;
         let revision = reply.header.map_or(0, |header| header.revision);
         Ok((revision, reply.kvs.into_iter().next()))
+    }
+
+    /// What this API says of the network config, asked of one member.
+    pub(crate) async fn look(&self) -> Look {
+        let request = |connection| async move {
+            let mut client = kv(connection);
+            Ok(client.range(get(self.keys.config())).await?.into_inner())
+        };
+        match self.members.ask_one("Range", request).await {
+            Ok(Ok(reply)) => match reply.kvs.into_iter().next() {
+                Some(entry) => Look::Found(entry.value),
+                None => Look::Missing(no_config(&self.keys)),
+            },
+            Ok(Err(refused)) if refused.status().is_some_and(is_foreign) => Look::Foreign,
+            Ok(Err(failed)) | Err(failed) => Look::Failed(failed.into()),
+        }
     }
 
     /// Whether an entry was once in this state; `None` when that revision is compacted away.
