@@ -113,6 +113,12 @@ const SUITES: &[Suite] = &[
         shown: true,
     },
     Suite {
+        name: "etcd",
+        about: "three members with TLS: killed, hanging, out of reach, full, restored, emptied; how soon nodes follow again, and what they say",
+        arguments: &["--workspace", "--test", "etcd"],
+        shown: true,
+    },
+    Suite {
         name: "restart",
         about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
         arguments: &["--workspace", "--test", "restart"],

@@ -5,6 +5,8 @@
 //! escapes five characters more than JSON asks for. The values stay raw text until somebody asks for a type, so that an error
 //! can name the field, what it held and what was expected.
 
+mod syntax;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -65,7 +67,7 @@ impl<'a> Fields<'a> {
             Ok::<&RawValue, _>(other) if !other.get().starts_with('{') => {
                 GoJsonError::NotObject(show(other.get()))
             }
-            _ => GoJsonError::Syntax(error.to_string()),
+            _ => syntax::refuse(text, &error),
         })?;
         Ok(Fields { inside, pairs })
     }
@@ -260,7 +262,7 @@ pub(crate) fn parse_length(text: &str) -> Option<u8> {
 ///
 /// When the text is no JSON.
 pub fn compact(text: &str) -> Result<String, GoJsonError> {
-    let raw: &RawValue = serde_json::from_str(text).map_err(|e| GoJsonError::Syntax(e.to_string()))?;
+    let raw: &RawValue = serde_json::from_str(text).map_err(|error| syntax::refuse(text, &error))?;
     let mut out = String::with_capacity(raw.get().len());
     write_compact(&mut out, raw.get());
     Ok(out)

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod cleanup;
 mod ipam;
 mod labs;
 mod output;
@@ -25,6 +26,7 @@ Usage: flannelctl COMMAND ...
   status      peers of this host and their kernel objects, as its daemon sees them
   plan        what the daemon would change in the kernel now; nothing on a healthy host
   pause       hold the daemon's hand still, to change something in peace; `resume` ends it
+  cleanup     take what flannel has made on this host away
   cni         the CNI plugins of this host: install, uninstall, and the configuration for runtimes
   ipam        which pod holds which address of this host; free those of dead ones: list, gc
   lab         a whole network of hosts and pods on this machine: up, status, exec, break, down
@@ -55,6 +57,7 @@ fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         "plan" => status::plan(rest, out),
         "pause" => status::pause("pause", rest, out),
         "resume" => status::pause("resume", rest, out),
+        "cleanup" => cleanup::run(rest, out),
         "cni" => plugins::run(rest, out),
         "ipam" => ipam::run(rest, out),
         "lab" => labs::run(rest, out),

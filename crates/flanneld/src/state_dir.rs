@@ -25,8 +25,10 @@ pub use state::State;
 
 /// Where the state of the daemon with the default subnet file lies.
 pub const DEFAULT_DIRECTORY: &str = "/var/lib/flannel";
-const FILE: &str = "state.json";
-const CACHE: &str = "cache";
+/// The state's name in its folder.
+pub const FILE: &str = "state.json";
+/// The cache's name there.
+pub const CACHE: &str = "cache";
 /// Only the daemon reads it.
 const MODE: u32 = 0o600;
 /// A state larger than this is not one of ours: 10,000 leases make about 3 MiB.
@@ -81,7 +83,7 @@ impl StateDir {
             return unsaved.clone();
         }
         let file = self.file();
-        let read = self.read(&file);
+        let read = read(&file);
         self.read.store(true, Ordering::Relaxed);
         match read {
             Ok(Some(state)) => state,
@@ -91,22 +93,6 @@ impl StateDir {
                 State::default()
             }
         }
-    }
-
-    fn read(&self, file: &Path) -> Result<Option<State>, String> {
-        let Some(open) = file::open(file).map_err(|error| error.to_string())? else {
-            return Ok(None);
-        };
-        let mut text = Vec::new();
-        open.take(LARGEST + 1)
-            .read_to_end(&mut text)
-            .map_err(|error| error.to_string())?;
-        if u64::try_from(text.len()).is_ok_and(|length| length > LARGEST) {
-            return Err(format!("more than the {LARGEST} bytes that are expected at most"));
-        }
-        let state: State = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-        state.check_format()?;
-        Ok(Some(state))
     }
 
     /// Writes the state, whole or not at all. What cannot be written is kept until it can, or until there is another.
@@ -131,7 +117,7 @@ impl StateDir {
     fn write(&self, state: &State) -> Result<(), String> {
         let mut marked = state.clone();
         if !self.read.load(Ordering::Relaxed)
-            && let Ok(Some(before)) = self.read(&self.file())
+            && let Ok(Some(before)) = read(&self.file())
         {
             marked.add_earlier(before);
         }
@@ -139,6 +125,38 @@ impl StateDir {
         let text = serde_json::to_vec(&marked).map_err(|error| error.to_string())?;
         file::replace(&self.file(), &text, MODE).map_err(|error| error.to_string())
     }
+}
+
+/// The states of all daemons whose folders lie under this directory, each with its folder. One that cannot be read is given as why.
+pub fn all_under(directory: &Path) -> Vec<(PathBuf, Result<State, String>)> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.symlink_metadata().is_ok_and(|found| found.is_dir()))
+        .collect();
+    folders.sort();
+    folders.insert(0, directory.to_owned());
+    let states = folders.into_iter().filter_map(|folder| {
+        let state = read(&folder.join(FILE)).transpose()?;
+        Some((folder, state))
+    });
+    states.collect()
+}
+
+fn read(file: &Path) -> Result<Option<State>, String> {
+    let Some(open) = file::open(file).map_err(|error| error.to_string())? else {
+        return Ok(None);
+    };
+    let mut text = Vec::new();
+    open.take(LARGEST + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| error.to_string())?;
+    if u64::try_from(text.len()).is_ok_and(|length| length > LARGEST) {
+        return Err(format!("more than the {LARGEST} bytes that are expected at most"));
+    }
+    let state: State = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    state.check_format()?;
+    Ok(Some(state))
 }
 
 /// The first 16 hex digits of the path's SHA-256.

@@ -85,17 +85,29 @@ pub fn other_variant(family: Family, table: Table) -> Option<(String, String)> {
 ///
 /// When the program is not installed, does not answer in time or refuses the rules; then none is applied.
 pub fn iptables_restore(family: Family, payload: &str) -> Result<(), ExecError> {
-    let program = iptables(family, "-restore");
+    restore_by(&iptables(family, "-restore"), family, payload)
+}
+
+/// As [`iptables_restore`], with the variant of iptables whose listing program [`other_variant`] has named.
+///
+/// # Errors
+///
+/// As [`iptables_restore`].
+pub fn other_restore(lister: &str, family: Family, payload: &str) -> Result<(), ExecError> {
+    restore_by(&lister.replace("-save", "-restore"), family, payload)
+}
+
+fn restore_by(program: &str, family: Family, payload: &str) -> Result<(), ExecError> {
     let waits = iptables_version(family).map_or(true, |version| rules::iptables::knows_wait(&version));
     let lock;
     let arguments = if waits {
         lock = None;
         vec!["--noflush", "-w", LOCK_SECONDS]
     } else {
-        lock = Some(xtables_lock(&program, Instant::now() + LOCK_TIME)?);
+        lock = Some(xtables_lock(program, Instant::now() + LOCK_TIME)?);
         vec!["--noflush"]
     };
-    let restored = exec::read(&program, &arguments, payload, PATIENCE).map(|_| ());
+    let restored = exec::read(program, &arguments, payload, PATIENCE).map(|_| ());
     drop(lock);
     restored
 }

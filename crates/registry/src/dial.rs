@@ -1,5 +1,6 @@
-//! The way to a member that has several addresses.
+//! The way to a member that may have several addresses, and its end.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,6 +12,15 @@ use tokio::time::sleep;
 
 /// An address that stays silent for so long is no longer waited for alone: the next is tried beside it (RFC 8305, section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
+
+/// In place of what [is the end](is_end) in the TLS library's words: an essay with an address.
+pub(crate) const GONE: &str = "the server is gone";
+
+/// Whether a failure is nothing but the end of a connection. A server that was ended says no farewell.
+pub(crate) fn is_end(cause: &(dyn Error + 'static)) -> bool {
+    let io = cause.downcast_ref::<io::Error>();
+    io.is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof)
+}
 
 /// A connection to the first of these addresses that takes it. One that refuses makes room for the next at once.
 ///

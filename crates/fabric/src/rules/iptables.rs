@@ -5,6 +5,8 @@
 use super::{
     Chain, Entry, Listed, MASQUERADE_MARK, Mark, Match, Rule, Table, Verdict, Wish, multicast, prefix, settle,
 };
+use ipnet::IpNet;
+
 use crate::object::Family;
 
 /// Why a listing cannot be merged with.
@@ -152,6 +154,23 @@ pub fn has_flannels(table: Table, listing: &str) -> bool {
         });
         is_comment || words.iter().any(|word| word == names.chain)
     })
+}
+
+/// The networks that rules of flannel's in a listing of a table name, whosever they are; each subnet among them as well.
+pub fn networks(table: Table, listing: &str) -> Vec<IpNet> {
+    let names = names(table);
+    let rules = listing.lines().filter(|line| line.starts_with("-A ")).map(words);
+    let ours = rules.filter(|words| words.get(1).is_some_and(|chain| chain == names.chain));
+    let tested = ours.flat_map(|words| {
+        let pairs = words.windows(2).filter(|pair| pair[0] == "-s" || pair[0] == "-d");
+        pairs
+            .filter_map(|pair| pair[1].parse().ok())
+            .collect::<Vec<IpNet>>()
+    });
+    let mut found: Vec<IpNet> = tested.filter(|net| !net.addr().is_multicast()).collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Whether what `iptables-save` printed is whole: every table has its `COMMIT`, and a listing that says where it begins says

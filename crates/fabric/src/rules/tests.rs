@@ -92,6 +92,24 @@ fn listing_when_it_holds_rules_of_flannels_then_that_is_seen_and_names_alone_are
 }
 
 #[test]
+fn listing_when_its_rules_name_networks_then_those_of_flannels_chains_are_told() {
+    let listed = nat(&[
+        ":FLANNEL-POSTRTG - [0:0]",
+        "-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE",
+        "-A FLANNEL-POSTRTG -s 10.9.0.0/16 ! -d 224.0.0.0/4 -m comment --comment \"flanneld masq\" -j MASQUERADE",
+        "-A FLANNEL-POSTRTG -s 10.5.3.0/24 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN",
+        "-A FLANNEL-POSTRTG ! -s 10.5.0.0/16 -d 10.5.3.0/24 -j RETURN",
+        "-A FLANNEL-POSTRTG -m comment --comment \"-s 10.1.0.0/16\" -j RETURN",
+    ]);
+    let named: Vec<String> = iptables::networks(Table::Nat, &listed)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(named, ["10.5.0.0/16", "10.5.3.0/24", "10.9.0.0/16"]);
+    assert!(iptables::networks(Table::Filter, &listed).is_empty());
+}
+
+#[test]
 fn version_when_before_1_6_2_then_its_restore_knows_no_wait() {
     for old in ["iptables v1.4.21", "iptables v1.6.1\n", "ip6tables v1.6.0"] {
         assert!(

@@ -356,6 +356,27 @@ fn engine_when_set_up_again_before_the_first_listing_then_a_predecessors_record_
     assert!(rig.there(&Object::Route(kept).key()).is_some());
 }
 
+/// The record of who was there is needed until what it names is gone.
+#[test]
+fn engine_when_the_kernel_does_not_let_go_of_a_predecessors_route_then_it_is_asked_again() {
+    let mut rig = Rig::new(VXLAN);
+    let Object::Route(mut left) = admin_route("10.5.7.0/24") else {
+        panic!()
+    };
+    left.protocol = 3;
+    let gone = Object::Route(left).key();
+    rig.act(Op::Add(Object::Route(left)));
+    rig.set_up(BTreeMap::from([(left.destination, vec![left.gateway.unwrap()])]));
+    rig.engine.host().refuse(gone, ENOBUFS);
+    rig.snapshot();
+    rig.held.insert(gone);
+    rig.pass(Duration::from_secs(5));
+    assert!(rig.there(&gone).is_some());
+    rig.engine.host().allow_all();
+    rig.pass(Duration::from_secs(60));
+    assert!(rig.there(&gone).is_none());
+}
+
 #[test]
 fn engine_when_a_lease_asks_for_nothing_then_it_is_counted_all_the_same() {
     let mut rig = Rig::running(VXLAN, 1);

@@ -221,7 +221,10 @@ fn engine_when_routes_inside_the_network_are_nobodys_it_knows_then_they_stay_and
     }
     let named = rig.found(Kind::Remark);
     assert_eq!(named.len(), 1, "{named:?}");
-    assert!(named[0].contains("10.5.77.0/24"), "{named:?}");
+    assert!(
+        named[0].contains("10.5.77.0/24") && named[0].contains("no lease asks for it and it is not ours"),
+        "{named:?}"
+    );
     assert!(rig.found(Kind::Conflict).is_empty() && rig.standing().failed_peers == 0);
     // Its node comes back: then the place is wanted, and somebody else's in it is a conflict.
     rig.put(77, 0);

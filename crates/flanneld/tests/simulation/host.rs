@@ -140,6 +140,16 @@ impl Host {
         halves.into_iter().any(|(_, own)| *own == subnet)
     }
 
+    /// The networks of former times whose rules the firewall is to be rid of.
+    pub fn former_rules(&self) -> Vec<IpNet> {
+        let written = self.lock();
+        written
+            .rules
+            .iter()
+            .flat_map(|rules| rules.former.clone())
+            .collect()
+    }
+
     fn selected(&self, network: &NetworkConfig) -> Selected {
         let address = Some(self.address);
         let address6 = self.lock().address6.filter(|_| network.v6.is_some());

@@ -58,8 +58,12 @@ pub fn unrest(world: &mut World) -> Option<String> {
         }
         let own_net = own.replace('-', "/");
         let env = node.host.subnet_env();
-        let gateway = own_net.replace(".0/", ".1/");
-        if !env.contains(&format!("FLANNEL_SUBNET={gateway}\n")) {
+        let wanted = format!(
+            "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET={}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ=false\n",
+            own_net.replace(".0/", ".1/"),
+            if world.vxlan { 1450 } else { 1500 }
+        );
+        if env != wanted {
             return Some(format!("node {number} tells of another subnet than {own}: {env}"));
         }
         if !node.host.keeps_rules_for(own_net.parse().unwrap()) {

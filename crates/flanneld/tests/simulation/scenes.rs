@@ -392,6 +392,50 @@ fn a_daemon_that_waits_for_a_subnet_takes_a_wider_range_within_two_seconds() {
     });
 }
 
+#[test]
+fn a_daemon_that_starts_with_another_network_has_the_rules_of_the_former_one_taken_away() {
+    scene(1, async |world| {
+        start(world, 0);
+        rested(world).await;
+        let former = |world: &Shared| world.borrow().nodes[0].host.former_rules();
+        assert!(former(world).is_empty());
+        world.borrow_mut().nodes[0].kill();
+        let held = world.borrow().store.entries()[0].key.clone();
+        assert!(world.borrow().store.delete(&held));
+        let other = r#"{"Network":"10.9.0.0/16","Backend":{"Type":"vxlan"}}"#;
+        world.borrow().store.set_config(Some(other));
+        start(world, 0);
+        rested_alone(world).await;
+        assert!(subnet(world, 0).starts_with("10.9."), "{}", subnet(world, 0));
+        assert_eq!(former(world), ["10.5.0.0/16".parse().unwrap()]);
+    });
+}
+
+/// What the cache knows is history as soon as the registry has gone on from there.
+#[test]
+fn a_daemon_whose_registry_has_gone_on_never_serves_a_peer_that_the_cache_alone_knows() {
+    scene(3, async |world| {
+        (0..3).for_each(|number| start(world, number));
+        rested(world).await;
+        // The cache is written in the end.
+        sleep(Duration::from_secs(15)).await;
+        world.borrow_mut().nodes[0].reboot();
+        world.borrow_mut().nodes[2].kill();
+        let gone = world.borrow().store.entries();
+        let gone = gone
+            .iter()
+            .find(|entry| entry.value.contains("192.0.2.3"))
+            .unwrap();
+        assert!(world.borrow().store.delete(&gone.key));
+        start(world, 0);
+        until("its peer", Duration::from_secs(20), || {
+            assert!(routes(world, 0) < 2, "the peer that is gone is served");
+            routes(world, 0) == 1 && reasons(world, 0).is_empty()
+        })
+        .await;
+    });
+}
+
 async fn rested_alone(world: &Shared) {
     until("readiness", Duration::from_secs(20), || {
         reasons(world, 0).is_empty()

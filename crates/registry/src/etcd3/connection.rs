@@ -248,6 +248,9 @@ pub(crate) fn describe(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = Error::source(status);
     while let Some(error) = cause {
+        if dial::is_end(error) {
+            return dial::GONE.to_owned();
+        }
         let words = error.to_string();
         if !text.contains(&words) {
             if !text.is_empty() {
@@ -305,6 +308,12 @@ mod tests {
         assert_eq!(caused("transport"), "transport: broken pipe");
         assert_eq!(caused("a broken pipe it is"), "a broken pipe it is");
         assert_eq!(caused(""), "broken pipe");
+        let mut ended = Status::unavailable("an essay");
+        ended.set_source(Arc::new(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "with an address",
+        )));
+        assert_eq!(describe(&ended), "the server is gone");
     }
 
     #[test]

@@ -259,16 +259,10 @@ impl Connection {
 /// Errors of hyper name their cause one level down.
 pub(super) fn in_words(failure: &hyper::Error) -> String {
     match failure.source() {
-        // A server that was ended says no farewell; the TLS library's words for that are an essay with an address.
-        Some(cause) if is_end_of_stream(cause) => "the server is gone".to_owned(),
+        Some(cause) if dial::is_end(cause) => dial::GONE.to_owned(),
         Some(cause) => format!("{failure}: {cause}"),
         None => failure.to_string(),
     }
-}
-
-fn is_end_of_stream(cause: &(dyn Error + 'static)) -> bool {
-    let io = cause.downcast_ref::<std::io::Error>();
-    io.is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
 async fn bounded<T>(deadline: Duration, opening: impl Future<Output = T>) -> Result<T, ConnectError> {
