@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use flanneld::flags::{CommandLine, RegistryOptions, Start, TABLE, command_line};
+use flanneld::flags::{CommandLine, EtcdApi, RegistryOptions, Start, TABLE, command_line};
 use proptest::prelude::*;
 
 fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> CommandLine {

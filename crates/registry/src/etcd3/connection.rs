@@ -309,8 +309,8 @@ mod tests {
         assert_eq!(caused("a broken pipe it is"), "a broken pipe it is");
         assert_eq!(caused(""), "broken pipe");
         let mut ended = Status::unavailable("an essay");
-        ended.set_source(Arc::new(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
+        ended.set_source(Arc::new(std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
             "with an address",
         )));
         assert_eq!(describe(&ended), "the server is gone");

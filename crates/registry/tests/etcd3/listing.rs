@@ -182,11 +182,11 @@ async fn a_registry_that_is_behind_what_an_earlier_process_knew_is_believed_only
     let server = Server::start();
     server.put("/n/subnets/10.5.8.0-24", &value_of("192.0.2.8"));
     let etcd = server.client();
-    etcd.resume(1000);
+    etcd.resume(1000, None);
     // Once the registry itself has spoken, it is the measure.
     let watching = Watching::start(&etcd);
     wait_until("the first listing", || etcd.states().borrow().revision > 0).await;
-    etcd.resume(2000);
+    etcd.resume(2000, None);
     server.put("/n/subnets/10.5.9.0-24", &value_of("192.0.2.9"));
     let snapshot = watching.snapshot().await;
     assert_eq!(
