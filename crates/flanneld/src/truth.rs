@@ -778,8 +778,10 @@ mod tests {
         let status = truth.status();
         assert_eq!(
             (status.registry.kind.as_str(), status.registry.prefix.as_str()),
-            ("etcd v3", "/n")
+            ("etcd", "/n")
         );
+        states.send_modify(|state| state.spoken = Some(registry::etcd3::SPOKEN));
+        assert_eq!(truth.status().registry.kind, "etcd v3");
         assert_eq!((status.pid, status.ready), (std::process::id(), false));
         assert_eq!(status.reasons, truth.reasons());
         truth.reporter().repaired_kind("a");

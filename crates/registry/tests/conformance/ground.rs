@@ -3,6 +3,8 @@
 #[path = "../etcd3/rig.rs"]
 #[allow(dead_code)]
 mod rig;
+#[path = "../etcd3/v2.rs"]
+mod v2;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -155,58 +157,58 @@ impl Ground for EtcdV2 {
     }
 
     fn put(&self, key: &str, value: &str) {
-        self.0.ctl2(&["set", &at(key), value]);
+        v2::ctl(&self.0, &["set", &at(key), value]);
     }
 
     fn set_config(&self, config: Option<&str>) {
         match config {
-            Some(config) => drop(self.0.ctl2(&["set", "/n/config", config])),
-            None => drop(self.0.ctl2(&["rm", "/n/config"])),
+            Some(config) => drop(v2::ctl(&self.0, &["set", "/n/config", config])),
+            None => drop(v2::ctl(&self.0, &["rm", "/n/config"])),
         }
     }
 
     fn put_for(&self, key: &str, value: &str, ttl: Duration) {
         let ttl = ttl.as_secs().to_string();
-        self.0.ctl2(&["set", "--ttl", &ttl, &at(key), value]);
+        v2::ctl(&self.0, &["set", "--ttl", &ttl, &at(key), value]);
     }
 
     fn delete(&self, key: &str) {
-        self.0.ctl2(&["rm", &at(key)]);
+        v2::ctl(&self.0, &["rm", &at(key)]);
     }
 
     fn end(&self, key: &str) {
-        assert!(self.0.field2(&at(key), "TTL") > 0);
+        assert!(v2::field(&self.0, &at(key), "TTL") > 0);
         self.delete(key);
     }
 
     fn keys(&self) -> Vec<String> {
-        let Ok(keys) = self.0.try_ctl2(&["ls", "--sort", "/n/subnets"]) else {
+        let Ok(keys) = v2::try_ctl(&self.0, &["ls", "--sort", "/n/subnets"]) else {
             return Vec::new();
         };
         keys.lines().map(|key| key.replace("/n/subnets/", "")).collect()
     }
 
     fn value(&self, key: &str) -> String {
-        match self.0.try_ctl2(&["get", &at(key)]) {
+        match v2::try_ctl(&self.0, &["get", &at(key)]) {
             Ok(value) => value.trim_end_matches('\n').to_owned(),
             Err(_) => String::new(),
         }
     }
 
     fn created(&self, key: &str) -> i64 {
-        self.0.field2(&at(key), "Created-Index")
+        v2::field(&self.0, &at(key), "Created-Index")
     }
 
     fn is_reservation(&self, key: &str) -> bool {
-        self.0.field2(&at(key), "TTL") == 0
+        v2::field(&self.0, &at(key), "TTL") == 0
     }
 
     fn revision(&self) -> i64 {
-        self.0.index()
+        v2::index(&self.0)
     }
 
     fn compact(&self) {
-        self.0.write_elsewhere(rig::MEMORY);
+        v2::write_elsewhere(&self.0, v2::MEMORY);
     }
 
     fn empty(&mut self) {

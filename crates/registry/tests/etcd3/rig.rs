@@ -1,6 +1,6 @@
 //! A real etcd on free loopback ports, and its own `etcdctl` as the independent witness.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,9 +17,6 @@ use tempfile::TempDir;
 
 /// Long enough for anything on a loaded machine; no test passes or fails by less.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Events that the store of the v2 API remembers.
-pub const MEMORY: usize = 1000;
 
 /// How clients reach the server.
 #[derive(Debug, Clone, Default)]
@@ -221,72 +218,6 @@ impl Server {
         };
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().unwrap()
-    }
-
-    /// Runs etcdctl of the v2 API; what it prints, or what it complains of.
-    pub fn try_ctl2(&self, args: &[&str]) -> Result<String, String> {
-        let mut command = Command::new("etcdctl");
-        command
-            .env("ETCDCTL_API", "2")
-            .args(["--no-sync", "--endpoints", &self.endpoint()]);
-        let output = command.args(args).output().unwrap();
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    }
-
-    /// Runs etcdctl of the v2 API and returns what it prints.
-    pub fn ctl2(&self, args: &[&str]) -> String {
-        self.try_ctl2(args)
-            .unwrap_or_else(|errors| panic!("etcdctl {args:?}: {errors}"))
-    }
-
-    /// A number out of `etcdctl -o extended get` of the v2 API: `Created-Index`, `Modified-Index`, `TTL` or `Index`.
-    pub fn field2(&self, key: &str, name: &str) -> i64 {
-        let text = self.ctl2(&["-o", "extended", "get", key]);
-        let mut lines = text.lines().take_while(|line| !line.is_empty());
-        let number = lines.find_map(|line| line.strip_prefix(&format!("{name}: ")));
-        number
-            .unwrap_or_else(|| panic!("no {name}: {text}"))
-            .parse()
-            .unwrap()
-    }
-
-    /// The index of the v2 API's store, which its etcdctl tells when it finds nothing.
-    pub fn index(&self) -> i64 {
-        let errors = self.try_ctl2(&["get", "/none"]).unwrap_err();
-        let index = errors
-            .rsplit_once('[')
-            .and_then(|(_, rest)| rest.trim().strip_suffix(']'));
-        index
-            .unwrap_or_else(|| panic!("no index: {errors}"))
-            .parse()
-            .unwrap()
-    }
-
-    /// So many writes by the v2 API to a key that is nobody's.
-    pub fn write_elsewhere(&self, times: usize) {
-        let stream = TcpStream::connect(("127.0.0.1", self.client_port)).unwrap();
-        let mut replies = BufReader::new(stream.try_clone().unwrap());
-        for _ in 0..times {
-            let request =
-                "PUT /v2/keys/elsewhere?value=x HTTP/1.1\r\nHost: etcd\r\nContent-Length: 0\r\n\r\n";
-            (&stream).write_all(request.as_bytes()).unwrap();
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                assert!(replies.read_line(&mut line).unwrap() > 0, "etcd hung up");
-                let line = line.trim().to_ascii_lowercase();
-                if let Some(number) = line.strip_prefix("content-length: ") {
-                    length = number.parse().unwrap();
-                }
-                if line.is_empty() {
-                    break;
-                }
-            }
-            replies.read_exact(&mut vec![0; length]).unwrap();
-        }
     }
 
     pub fn revision(&self) -> i64 {
