@@ -119,6 +119,12 @@ const SUITES: &[Suite] = &[
         shown: true,
     },
     Suite {
+        name: "cleanup",
+        about: "flannelctl cleanup: a host is what it was before flannel came",
+        arguments: &["--workspace", "--test", "cleanup"],
+        shown: false,
+    },
+    Suite {
         name: "restart",
         about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
         arguments: &["--workspace", "--test", "restart"],

@@ -107,6 +107,9 @@ pub(crate) enum Refused {
     Odd(String),
 }
 
+/// HTTP's status for what a server does not know how to do (RFC 9110, section 15.6.2).
+const NOT_IMPLEMENTED: u16 = 501;
+
 impl Refused {
     pub(super) fn unanswered(failure: &hyper::Error) -> Refused {
         Refused::Unanswered {
@@ -146,8 +149,9 @@ impl Refused {
     /// Whether it says that the v2 API is not spoken there, or not with us, and not merely that it cannot be now.
     pub(super) fn is_foreign(&self) -> bool {
         match self {
-            Refused::No { .. } => false,
-            Refused::Http { status, .. } => (400..500).contains(status),
+            // etcd's own codes end before 500; a server of its v3 API alone may say so in etcd's words.
+            Refused::No { code, .. } => !(100..500).contains(code),
+            Refused::Http { status, .. } => *status == NOT_IMPLEMENTED || (400..500).contains(status),
             Refused::Unanswered { is_foreign, .. } => *is_foreign,
             Refused::Odd(_) => true,
         }
