@@ -96,9 +96,10 @@ impl Entries for Store {
 
     async fn config(&self) -> Result<Vec<u8>, RegistryError> {
         let (_, entry) = self.entry(self.keys.config()).await?;
-        entry
-            .map(|entry| entry.value)
-            .ok_or_else(|| no_config(&self.keys))
+        match entry {
+            Some(entry) => Ok(entry.value),
+            None => Err(self.no_config().await),
+        }
     }
 
     async fn list(&self, wish: &Wish<'_, Stamp>) -> Result<Listing<Stamp>, RegistryError> {
