@@ -162,7 +162,7 @@ async fn deliver(
             () = sleep_until(look) => {
                 match is_there(store, line).await {
                     Err(reason) => return Over::Broken(reason),
-                    Ok(at) if is_another(listed, began, at) => return Over::Another,
+                    Ok(Some(at)) if is_another(listed, began, at) => return Over::Another,
                     Ok(_) => look = Instant::now() + LOOK + store.chance.jitter(SPREAD),
                 }
                 continue;
@@ -207,23 +207,20 @@ fn tell(
     over
 }
 
-/// Whether the member of this connection answers, with the others' consent; where its store is.
-async fn is_there(store: &Store, line: &Connection) -> Result<At, String> {
+/// Whether the member of this connection answers, with the others' consent; where its store is, where it says so.
+async fn is_there(store: &Store, line: &Connection) -> Result<Option<At>, String> {
     let look = async {
         let own = store.beside(line).await?;
         let ask = Ask::get(path_of(store.keys.config(), "quorum=true"));
         match own.whole(ask).await {
             Err(refused) if !refused.is_final() => Err(refused),
             Ok((at, _)) => Ok(Some(at)),
-            // It answers.
+            // It answers: that there is no config, or that we may not read it.
             Err(_) => Ok(None),
         }
     };
     match timeout(REQUEST_DEADLINE, look).await {
-        Ok(Ok(at)) => Ok(at.unwrap_or(At {
-            index: i64::MAX,
-            cluster: 0,
-        })),
+        Ok(Ok(at)) => Ok(at),
         Ok(Err(refused)) => Err(refused.to_string()),
         Err(_) => Err(format!("no answer within {} s", REQUEST_DEADLINE.as_secs())),
     }
