@@ -172,9 +172,12 @@ impl<L: Line> Members<L> {
         })
     }
 
-    /// From now on log and state hear of what happens, and at once of the connection there is; or no longer.
+    /// From now on log and state hear of what happens, and at once of the connection there is; or no longer, and none is kept.
     pub(crate) async fn speak(&self, aloud: bool) {
         self.silent.store(!aloud, Ordering::Relaxed);
+        if !aloud {
+            self.current.lock().await.line = None;
+        }
         if let Some(endpoint) = self.endpoint().await {
             self.note_connected(&endpoint);
         }
