@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Everything here is a test.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lab::process::Process;
 use lab::rig::{executables, unique_name, vxlan_lease};
+use lab::rows::{Rows, until};
 use lab::witness::{Monitor, routes};
 use lab::{Families, Lab, Spec};
 use serde_json::Value;
@@ -43,8 +43,7 @@ struct Bed {
     cluster: Cluster,
     lab: Lab,
     ghosts: Vec<u8>,
-    table: String,
-    failures: Vec<String>,
+    rows: Rows,
 }
 
 impl Bed {
@@ -58,8 +57,7 @@ impl Bed {
             cluster,
             lab,
             ghosts: Vec::new(),
-            table: String::new(),
-            failures: Vec::new(),
+            rows: Rows::new(SHARED, 104),
         };
         for host in 1..=HOSTS {
             let daemon = bed.daemon(host);
@@ -165,12 +163,6 @@ impl Bed {
         })
     }
 
-    fn say(&mut self, text: &str) {
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
-        let _ = writeln!(self.table, "{text}");
-    }
-
     fn row(
         &mut self,
         name: &str,
@@ -180,18 +172,8 @@ impl Bed {
     ) {
         deed(self);
         let done = Instant::now();
-        let mut result = is_so(self);
-        while result.is_err() && done.elapsed() < LIMIT {
-            std::thread::sleep(Duration::from_millis(5));
-            result = is_so(self);
-        }
-        let took = done.elapsed();
-        self.say(&format!("{name:<96} {:>7.3} s", took.as_secs_f64()));
-        if let Err(problem) = result {
-            self.failures.push(format!("{name}: {problem}"));
-        } else if took > aim + SHARED {
-            self.failures.push(format!("{name}: only after {took:?}"));
-        }
+        let result = until(LIMIT, || is_so(self));
+        self.rows.add(name, aim, done, result);
         for daemon in &mut self.daemons {
             assert!(
                 daemon.ended().is_none(),
@@ -345,17 +327,17 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
     assert_eq!(bed.subnet(1), Some(own));
 
     let (sent, lost) = pings.stop();
-    bed.say(&format!(
+    bed.rows.say(&format!(
         "pings between the pods of h1 and h2: {sent} sent, lost: {lost:?}"
     ));
-    bed.failures.extend(lost);
+    lost.into_iter().for_each(|lost| bed.rows.fail(lost));
     for (host, monitor) in [1, 2].into_iter().zip(monitors) {
         let other = bed.subnet(3 - host).unwrap();
         let gone = monitor.seen(&["Deleted "]);
         let gone = gone
             .into_iter()
             .filter(|line| line.contains(&format!("Deleted {other} ")));
-        bed.failures.extend(gone.map(|line| format!("h{host}: {line}")));
+        gone.for_each(|line| bed.rows.fail(format!("h{host}: {line}")));
         monitor.stop();
     }
     let logs = bed
@@ -363,13 +345,9 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
         .iter()
         .map(|daemon| lab::process::tail(&daemon.record().log, 40));
     let logs: Vec<String> = logs.collect();
-    assert!(
-        bed.failures.is_empty(),
-        "{}\n{}\n{}",
-        bed.table,
-        bed.failures.join("\n"),
-        logs.join("\n==\n")
-    );
+    if let Some(failed) = bed.rows.failed() {
+        panic!("{failed}\n{}", logs.join("\n==\n"));
+    }
 }
 
 impl Bed {
