@@ -144,6 +144,7 @@ impl EtcdV2 {
         EtcdV2(rig::Server::start_with(None, &["--enable-v2"]))
     }
 
+    #[allow(dead_code)] // Of use to those who test this API alone.
     pub fn server(&self) -> &rig::Server {
         &self.0
     }
