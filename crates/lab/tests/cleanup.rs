@@ -203,8 +203,20 @@ fn a_host_of_two_daemons_and_of_an_earlier_flannel_is_what_it_was() {
         iptables-legacy -t nat -A FLANNEL-POSTRTG -s 10.66.0.0/16 -m comment --comment 'flanneld masq' -j MASQUERADE",
     )
     .unwrap();
+    // A state that names what is no subnet file.
+    host.shell(
+        "mkdir /var/lib/flannel/0123456789abcdef
+        echo '{\"format\":1,\"subnet_file\":\"/run/precious\"}' > /var/lib/flannel/0123456789abcdef/state.json
+        echo treasure > /run/precious",
+    )
+    .unwrap();
     let (status, said) = cleanup(&rig.lab, "");
     assert_eq!(status, 0, "{said}");
+    assert!(
+        said.contains("stays: /run/precious: named in a state, but no subnet file"),
+        "{said}"
+    );
+    rig.lab.host(1).shell("rm /run/precious").unwrap();
     let named = "10.77.8.0/24 via 198.18.0.12 dev eth0";
     assert!(
         said.contains("stays: ") && said.contains(named),

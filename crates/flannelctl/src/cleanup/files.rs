@@ -4,9 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cni::flannel::sweep;
+use fabric::status::SUBNET_FILE;
 use flanneld::{device_lock, socket, state_dir};
 
 use super::{Act, Findings, Past};
+
+/// Bytes of a subnet file that are looked at: one is much smaller.
+const LARGEST: u64 = 1 << 20;
 
 pub fn look(past: &Past, findings: &mut Findings) {
     let mut known: Vec<PathBuf> = Vec::new();
@@ -15,7 +19,15 @@ pub fn look(past: &Past, findings: &mut Findings) {
         let mut swept = file.clone().into_os_string();
         swept.push(sweep::MARK);
         known.push(PathBuf::from(swept));
-        known.push(file);
+        // A name that stands in a record is no proof of what is there now.
+        if file.as_path() == Path::new(SUBNET_FILE) || is_subnet_file(&file) {
+            known.push(file);
+        } else if file.exists() {
+            findings.stays.push(format!(
+                "{}: named in a state, but no subnet file",
+                file.display()
+            ));
+        }
     }
     let run = Path::new(device_lock::FOLDER);
     known.extend(inside(run).into_iter().filter(|path| is_lock(path)));
@@ -65,6 +77,14 @@ fn look_at_folder(folder: &Path, findings: &mut Findings) -> Vec<PathBuf> {
         findings.add("folder", text, Act::EmptyFolder(folder.to_owned()));
     }
     left
+}
+
+fn is_subnet_file(file: &Path) -> bool {
+    let text = kernel::file::read(file, LARGEST)
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    String::from_utf8_lossy(&text).contains("FLANNEL_")
 }
 
 fn inside(folder: &Path) -> Vec<PathBuf> {

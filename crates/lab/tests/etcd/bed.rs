@@ -58,7 +58,7 @@ impl Bed {
             Arc::default(),
         )
         .unwrap();
-        let cluster = Cluster::start(&lab);
+        let cluster = Cluster::start(&lab, &[]);
         cluster
             .ctl(&lab, &["put", CONFIG_KEY, &network().to_string()])
             .unwrap();

@@ -51,6 +51,11 @@ pub(crate) trait Line: Clone + Send + Sync {
         number: u64,
     ) -> impl Future<Output = Result<Self, ConnectError>> + Send;
 
+    /// The same, for a first try beside which there are others: it may wait less long for the beginning of an answer.
+    fn impatient(&self) -> Self {
+        self.clone()
+    }
+
     /// Tells connections apart.
     fn number(&self) -> u64;
 
@@ -167,9 +172,12 @@ impl<L: Line> Members<L> {
         })
     }
 
-    /// From now on log and state hear of what happens, and at once of the connection there is; or no longer.
+    /// From now on log and state hear of what happens, and at once of the connection there is; or no longer, and none is kept.
     pub(crate) async fn speak(&self, aloud: bool) {
         self.silent.store(!aloud, Ordering::Relaxed);
+        if !aloud {
+            self.current.lock().await.line = None;
+        }
         if let Some(endpoint) = self.endpoint().await {
             self.note_connected(&endpoint);
         }
@@ -217,7 +225,11 @@ impl<L: Line> Members<L> {
         let mut tries = self.endpoints.len() + 1;
         while failures.len() < tries {
             let line = self.line().await?;
-            let reason = match timeout(deadline, request(line.clone())).await {
+            let asked = match failures.is_empty() && self.endpoints.len() > 1 {
+                true => line.impatient(),
+                false => line.clone(),
+            };
+            let reason = match timeout(deadline, request(asked)).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => match L::judge(&status) {
                     Verdict::Elsewhere => match line.doubt() {

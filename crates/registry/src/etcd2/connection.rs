@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -29,6 +31,9 @@ use crate::{RegistryError, dial, names};
 
 /// Largest answer that is kept whole: a request may have 1.5 MiB, of which each byte can be written as six.
 const LARGEST: usize = 16 << 20;
+
+/// How long the first answer of several that can be had may take to begin.
+const FIRST_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// A connection; clones share it.
 #[derive(Clone)]
@@ -43,6 +48,8 @@ pub(crate) struct Connection {
     shown: Option<Arc<Showing>>,
     /// Something came back over it.
     answered: Arc<AtomicBool>,
+    /// How long an answer may take to begin, where that is less than a request as a whole may take.
+    patience: Option<Duration>,
 }
 
 /// A request that can be sent again.
@@ -158,7 +165,17 @@ impl Line for Connection {
             endpoint: Arc::clone(endpoint),
             shown,
             answered: Arc::default(),
+            patience: None,
         })
+    }
+
+    /// COMPAT: a member that has just lost its leader drops what it is asked for with the others' consent, says so after seven seconds,
+    /// and has another leader after one or two: asked again, it answers.
+    fn impatient(&self) -> Connection {
+        Connection {
+            patience: Some(FIRST_PATIENCE),
+            ..self.clone()
+        }
     }
 
     fn number(&self) -> u64 {
@@ -221,6 +238,14 @@ where
 }
 
 impl Connection {
+    /// As patient as another.
+    pub(super) fn with_patience_of(self, other: &Connection) -> Connection {
+        Connection {
+            patience: other.patience,
+            ..self
+        }
+    }
+
     async fn send(&self, ask: Ask) -> Result<Response<Incoming>, Refused> {
         let mut request = Request::builder()
             .method(ask.method)
@@ -240,7 +265,15 @@ impl Connection {
         let unanswered = |failure: hyper::Error| Refused::unanswered(&failure);
         sender.ready().await.map_err(unanswered)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
-        let response = sender.send_request(request).await.map_err(unanswered)?;
+        let answer = sender.send_request(request);
+        let response = match self.patience {
+            None => answer.await,
+            Some(patience) => timeout(patience, answer).await.map_err(|_| Refused::Unanswered {
+                why: format!("no answer within {} s", patience.as_secs_f64()),
+                is_foreign: false,
+            })?,
+        };
+        let response = response.map_err(unanswered)?;
         self.answered.store(true, Ordering::Relaxed);
         Ok(response)
     }

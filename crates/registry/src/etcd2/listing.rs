@@ -64,7 +64,7 @@ impl Store {
         ask: Ask,
         wish: &Wish<'_, Stamp>,
     ) -> Result<(Listing<Stamp>, Option<Listed>), Refused> {
-        let line = self.beside(line).await?;
+        let line = self.beside(line).await?.with_patience_of(line);
         let asked = Instant::now();
         let mut stream = line.stream(ask, AROUND, LONGEST).await?;
         let at = stream.at;
