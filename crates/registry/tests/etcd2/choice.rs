@@ -141,6 +141,36 @@ async fn auto_when_v3_says_no_then_nothing_is_chosen_and_the_flag_is_named() {
     assert_eq!(etcd.states().borrow().spoken, None);
 }
 
+/// Nor does it count as having no config: with the wrong password that is what an operator has to see, and where v3 has one besides, all
+/// others may live under v2.
+#[tokio::test]
+async fn auto_when_v2_says_no_then_that_is_said_whatever_v3_has() {
+    let server = both();
+    v2::ctl(&server, &["set", "/n/config", CONFIG]);
+    for args in [&["user", "add", "root:r00t-secret"][..], &["auth", "enable"]] {
+        v2::ctl(&server, args);
+    }
+    let revoke = ["role", "revoke", "guest", "--path", "/*", "--readwrite"];
+    v2::ctl(
+        &server,
+        &[&["--username", "root:r00t-secret"][..], &revoke[..]].concat(),
+    );
+    let etcd = auto(&server.options());
+    let error = etcd.network_config().await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Refused { .. }), "{error}");
+    assert!(
+        error.to_string().contains("error 110") && etcd.states().borrow().last_failure.is_some(),
+        "{error}"
+    );
+    server.put("/n/config", CONFIG);
+    let error = etcd.network_config().await.unwrap_err().to_string();
+    assert!(
+        error.contains("error 110") && error.contains("--etcd-api=v3"),
+        "{error}"
+    );
+    assert_eq!(etcd.states().borrow().spoken, None);
+}
+
 #[tokio::test]
 async fn auto_when_nobody_listens_then_that_is_the_failure() {
     let mut server = both();
