@@ -2,9 +2,9 @@
 
 #[path = "../etcd3/rig.rs"]
 #[allow(dead_code)]
-mod rig;
+pub mod rig;
 #[path = "../etcd3/v2.rs"]
-mod v2;
+pub mod v2;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -142,6 +142,11 @@ pub struct EtcdV2(rig::Server);
 impl EtcdV2 {
     pub fn start() -> EtcdV2 {
         EtcdV2(rig::Server::start_with(None, &["--enable-v2"]))
+    }
+
+    #[allow(dead_code)] // Of use to those who test this API alone.
+    pub fn server(&self) -> &rig::Server {
+        &self.0
     }
 }
 
