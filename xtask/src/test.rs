@@ -184,6 +184,18 @@ const SUITES: &[Suite] = &[
         needs: &[],
     },
     Suite {
+        name: "etcd-v2",
+        about: "three members with TLS, set up and looked at by etcdctl of the v2 API as the documents of its days have it",
+        arguments: &["--workspace", "--test", "etcd_v2"],
+        shown: true,
+    },
+    Suite {
+        name: "cleanup",
+        about: "flannelctl cleanup: a host is what it was before flannel came",
+        arguments: &["--workspace", "--test", "cleanup"],
+        shown: false,
+    },
+    Suite {
         name: "restart",
         about: "kill -9 under ping, a restart that changes nothing, two daemons on one host",
         arguments: &["--workspace", "--test", "restart"],

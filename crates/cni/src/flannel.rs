@@ -6,7 +6,7 @@ pub mod detach;
 pub mod gc;
 pub mod netconf;
 pub mod subnet_env;
-mod sweep;
+pub mod sweep;
 
 use crate::bridge;
 use crate::call::{Call, Verb};

@@ -79,6 +79,16 @@ struct Findings {
     attached: Vec<String>,
 }
 
+impl Item {
+    /// Of a file or folder, which.
+    fn path(&self) -> Option<&PathBuf> {
+        match &self.act {
+            Act::File(path) | Act::Folder(path) | Act::EmptyFolder(path) => Some(path),
+            Act::Object(_) | Act::Rules(_) | Act::Bridge(_) | Act::Plugins(_) => None,
+        }
+    }
+}
+
 impl Findings {
     fn add(&mut self, kind: &'static str, text: impl Into<String>, act: Act) {
         let text = text.into();
@@ -275,14 +285,14 @@ fn take_away(
     let left: Vec<String> = left
         .filter(|text| !failed.iter().any(|one| one.starts_with(text)))
         .collect();
-    let is_good = failed.is_empty() && left.is_empty() && after.unread.is_empty();
+    let is_good = failed.is_empty() && left.is_empty() && findings.unread.is_empty();
     if as_json {
         out.json(&json!({
             "removed": removed,
             "failed": failed,
             "there_again": left,
-            "stays": after.stays,
-            "unread": after.unread,
+            "stays": findings.stays,
+            "unread": findings.unread,
         }))?;
         return Ok(code(is_good));
     }
@@ -293,7 +303,8 @@ fn take_away(
     if removed.is_empty() && failed.is_empty() {
         out.line("nothing of flannel's is here")?;
     }
-    name_rest(&after, out)?;
+    // As it was seen with the record that is gone by now.
+    name_rest(&findings, out)?;
     Ok(code(is_good))
 }
 

@@ -162,6 +162,9 @@ pub struct Own {
 pub struct Head {
     /// Where it was listed.
     pub source: Source,
+    /// What was spoken with it: etcd's APIs have a store each, with revisions of its own. Not said by those who knew of v3 alone.
+    #[serde(default)]
+    pub spoken: Option<String>,
     /// When this was the registry's last word.
     pub saved: Moment,
     /// The registry's revision.
@@ -203,15 +206,30 @@ pub fn utc(seconds: u64) -> String {
 
 impl Head {
     /// The head of these [`lines`].
-    pub fn new(source: Source, saved: Moment, revision: i64, config: String, own: Own, lines: &[u8]) -> Head {
+    pub fn new(
+        source: Source,
+        spoken: Option<&str>,
+        saved: Moment,
+        revision: i64,
+        config: String,
+        own: Own,
+        lines: &[u8],
+    ) -> Head {
         Head {
             source,
+            spoken: spoken.map(str::to_owned),
             saved,
             revision,
             config,
             own,
             leases: checksum(lines),
         }
+    }
+
+    /// Whether its revision is one of what is spoken now.
+    pub fn was_by(&self, spoken: Option<&str>) -> bool {
+        // COMPAT: who does not say what it spoke with etcd, spoke v3.
+        spoken.is_none_or(|spoken| self.spoken.as_deref().unwrap_or(registry::etcd3::SPOKEN) == spoken)
     }
 
     /// Whether it says the same, whenever it was said: the end of the own lease is a few seconds off when it is not the one it was.
@@ -222,6 +240,7 @@ impl Head {
             (a, b) => a == b,
         };
         ends && self.leases == other.leases
+            && self.spoken == other.spoken
             && self.config == other.config
             && self.own.subnet == other.own.subnet
             && self.own.value == other.own.value
@@ -469,7 +488,15 @@ mod tests {
             value: "{}".to_owned(),
             left,
         };
-        Head::new(source, moment(1000, "a", uptime), 9, "{}".to_owned(), own, lines)
+        Head::new(
+            source,
+            None,
+            moment(1000, "a", uptime),
+            9,
+            "{}".to_owned(),
+            own,
+            lines,
+        )
     }
 
     #[test]

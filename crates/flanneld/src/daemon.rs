@@ -208,7 +208,7 @@ impl Daemon {
         if let Ok(Some(head)) = self.records.cached_head().await
             && head.is_of(self.recorder.source())
         {
-            self.registry.resume(head.revision);
+            self.registry.resume(head.revision, head.spoken.as_deref());
         }
         let (ground, held) = tokio::select! {
             biased;

@@ -20,7 +20,7 @@ use crate::daemon::{Daemon, Ending};
 use crate::data_path::data_path;
 use crate::device_lock::{self, DeviceLocks};
 use crate::errand::{Errands, NoAnswer};
-use crate::flags::{EtcdOptions, Health, KubeOptions, Options, RegistryOptions, Start};
+use crate::flags::{EtcdApi, EtcdOptions, Health, KubeOptions, Options, RegistryOptions, Start};
 use crate::handover::Handover;
 use crate::heartbeat::Heartbeats;
 use crate::http::{BindError, Subject};
@@ -407,7 +407,14 @@ fn registry_of(
     variable: impl Fn(&str) -> Option<String>,
 ) -> anyhow::Result<Arc<dyn Registry>> {
     Ok(match options {
-        RegistryOptions::Etcd(etcd) => Arc::new(registry::Etcd3::new(&etcd_options(etcd))?),
+        RegistryOptions::Etcd(etcd) => {
+            let options = etcd_options(etcd);
+            match etcd.api {
+                EtcdApi::Auto => Arc::new(registry::EtcdAuto::new(&options)?),
+                EtcdApi::V3 => Arc::new(registry::Etcd3::new(&options)?),
+                EtcdApi::V2 => Arc::new(registry::Etcd2::new(&options)?),
+            }
+        }
         RegistryOptions::Kube(kube) => {
             let options = registry::kube::Options {
                 access: kube_access(kube, &variable)?,
@@ -752,7 +759,7 @@ mod tests {
         let truth = Truth::new(
             Reporter::default(),
             states.subscribe(),
-            crate::truth::RegistryName::etcd3("/n"),
+            crate::truth::RegistryName::etcd("/n"),
             off,
         );
         (states, truth)

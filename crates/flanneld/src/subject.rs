@@ -157,7 +157,7 @@ mod tests {
             truth: Truth::new(
                 reporter,
                 states.subscribe(),
-                crate::truth::RegistryName::etcd3("/n"),
+                crate::truth::RegistryName::etcd("/n"),
                 firewall,
             ),
             mailbox: Mailbox::new().unwrap(),

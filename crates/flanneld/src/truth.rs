@@ -150,10 +150,10 @@ pub struct RegistryName {
 }
 
 impl RegistryName {
-    /// etcd by its v3 API.
-    pub fn etcd3(prefix: &str) -> RegistryName {
+    /// etcd; by which of its APIs, the registry says itself.
+    pub fn etcd(prefix: &str) -> RegistryName {
         RegistryName {
-            kind: "etcd v3",
+            kind: "etcd",
             prefix: prefix.to_owned(),
         }
     }
@@ -328,6 +328,11 @@ impl Truth {
         report
     }
 
+    /// What is spoken with the registry, where that is found out.
+    pub fn spoken(&self) -> Option<&'static str> {
+        self.registry.borrow().spoken
+    }
+
     /// What keeps the daemon from being ready right now, one sentence each.
     pub fn reasons(&self) -> Vec<String> {
         self.report().reasons()
@@ -411,7 +416,7 @@ impl Truth {
                 ..lease
             }),
             registry: Registry {
-                kind: self.name.kind.to_owned(),
+                kind: state.spoken.unwrap_or(self.name.kind).to_owned(),
                 endpoint: state.endpoint.unwrap_or_default(),
                 prefix: self.name.prefix.clone(),
                 state: registry_state,
@@ -455,7 +460,7 @@ mod tests {
         Truth::new(
             Reporter::default(),
             registry,
-            RegistryName::etcd3("/n"),
+            RegistryName::etcd("/n"),
             Firewall::default(),
         )
     }
@@ -577,7 +582,7 @@ mod tests {
             Truth::new(
                 Reporter::default(),
                 registry.clone(),
-                RegistryName::etcd3("/n"),
+                RegistryName::etcd("/n"),
                 firewall,
             )
         };
@@ -773,8 +778,10 @@ mod tests {
         let status = truth.status();
         assert_eq!(
             (status.registry.kind.as_str(), status.registry.prefix.as_str()),
-            ("etcd v3", "/n")
+            ("etcd", "/n")
         );
+        states.send_modify(|state| state.spoken = Some(registry::etcd3::SPOKEN));
+        assert_eq!(truth.status().registry.kind, "etcd v3");
         assert_eq!((status.pid, status.ready), (std::process::id(), false));
         assert_eq!(status.reasons, truth.reasons());
         truth.reporter().repaired_kind("a");

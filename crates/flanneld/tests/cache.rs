@@ -40,7 +40,7 @@ fn head(left: Option<u64>, saved: Moment, text: &[u8]) -> Head {
         value: r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#.to_owned(),
         left,
     };
-    Head::new(source(&[]), saved, 7, CONFIG.to_owned(), own, text)
+    Head::new(source(&[]), None, saved, 7, CONFIG.to_owned(), own, text)
 }
 
 fn lease(subnet: u8, host: u8, mac: u8, kind: &str) -> Lease {

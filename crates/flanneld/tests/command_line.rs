@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use flanneld::flags::{CommandLine, RegistryOptions, Start, TABLE, command_line};
+use flanneld::flags::{CommandLine, EtcdApi, RegistryOptions, Start, TABLE, command_line};
 use proptest::prelude::*;
 
 fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> CommandLine {
@@ -236,18 +236,26 @@ fn values_when_of_another_form_are_refused_with_what_was_expected() {
 }
 
 #[test]
+fn etcd_api_when_given_is_the_one_and_else_it_is_found_out() {
+    for (arguments, api) in [
+        (&[][..], EtcdApi::Auto),
+        (&["--etcd-api=auto"][..], EtcdApi::Auto),
+        (&["--etcd-api", "v2"][..], EtcdApi::V2),
+        (&["-etcd-api=v3"][..], EtcdApi::V3),
+    ] {
+        let registry = started(arguments).options.registry;
+        assert_eq!(registry.etcd().unwrap().api, api, "{arguments:?}");
+    }
+}
+
+#[test]
 fn flags_when_their_feature_is_not_built_are_refused_only_when_they_ask_for_it() {
-    for argument in ["--ip-blackhole-route", "--etcd-api=v2"] {
-        let line = refused(&[argument]);
-        assert!(line.contains("not built yet"), "{line}");
-        assert!(
-            line.contains(argument.split_once('=').map_or(argument, |(name, _)| name)),
-            "{line}"
-        );
-    }
-    for argument in ["--ip-blackhole-route=0", "--etcd-api=v3"] {
-        started(&[argument]);
-    }
+    let line = refused(&["--ip-blackhole-route"]);
+    assert!(
+        line.contains("not built yet") && line.contains("--ip-blackhole-route"),
+        "{line}"
+    );
+    started(&["--ip-blackhole-route=0"]);
     let CommandLine::Exit { code: 2, text } = start_with(&[], &[("FLANNELD_IP_BLACKHOLE_ROUTE", "true")])
     else {
         panic!("not refused");

@@ -27,6 +27,7 @@ pub mod pod;
 pub mod process;
 pub mod reach;
 pub mod rig;
+pub mod rows;
 pub mod speed;
 pub mod store;
 pub mod topology;

@@ -285,6 +285,7 @@ pub trait Entries: Send + Sync + 'static {
     /// When an entry that somebody else wrote ends; `None` for a reservation, which never does.
     fn expires(
         &self,
+        key: &str,
         known: &Self::Handle,
     ) -> impl Future<Output = Result<Option<Instant>, RegistryError>> + Send;
 
@@ -294,6 +295,23 @@ pub trait Entries: Send + Sync + 'static {
         key: &str,
         known: &Self::Handle,
     ) -> impl Future<Output = Result<Option<bool>, RegistryError>> + Send;
+
+    /// Whether what is under a key is the entry that was once in this state, and not one that came when that was gone; it was
+    /// created at the revision of this number. `None` where the store has forgotten what was then.
+    fn descends(
+        &self,
+        key: &str,
+        known: &Self::Handle,
+        created: i64,
+        entry: &Entry<Self::Handle>,
+    ) -> impl Future<Output = Result<Option<bool>, RegistryError>> + Send {
+        async move {
+            match entry.created == created {
+                true => self.was(key, known).await,
+                false => Ok(Some(false)),
+            }
+        }
+    }
 
     /// Nothing will be written for now: what was taken in reserve for it is given back.
     fn give_back(&self) -> impl Future<Output = ()> + Send;

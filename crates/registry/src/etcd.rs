@@ -1,5 +1,6 @@
 //! What etcd's two APIs have in common: endpoints, keys, TLS, and the members of a cluster, one of which is spoken to.
 
+mod auto;
 mod endpoint;
 mod keys;
 mod members;
@@ -8,13 +9,16 @@ mod tls;
 use std::fmt;
 use std::time::Duration;
 
+use crate::RegistryError;
+
+pub use self::auto::EtcdAuto;
 pub use self::endpoint::{Address, Endpoint, EndpointError, parse_endpoints};
 pub use self::keys::Keys;
 pub use self::members::ConnectError;
-pub(crate) use self::tls::Showing;
 pub use self::tls::{TlsError, TlsFiles};
 
 pub(crate) use self::members::{CallError, Line, Members, Verdict};
+pub(crate) use self::tls::{Showing, tls_failure};
 
 /// Every request but a watch is answered within this time, or counts as failed.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
@@ -94,6 +98,19 @@ pub enum OptionsError {
     /// `--etcd-endpoints` cannot be read.
     #[error("etcd-endpoints: {0}")]
     Endpoints(#[from] EndpointError),
+}
+
+/// What one of the APIs says of the network config.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// It is there.
+    Found(Vec<u8>),
+    /// It is not, in these words.
+    Missing(RegistryError),
+    /// This API is not spoken there, or not with us.
+    Foreign,
+    /// It cannot be asked now.
+    Failed(RegistryError),
 }
 
 /// A user to log in as. No `Debug`: it must not reach a log.

@@ -22,15 +22,22 @@ pub use self::store::{Stamp, Store};
 use crate::RegistryError;
 use crate::chance::Chance;
 use crate::entries::{End, Entries, Life, Listing, Mark, Seen, Told, Wish, Written};
-use crate::etcd::{Keys, Members, Options, OptionsError};
+use crate::etcd::{Endpoint, Keys, Members, Options, OptionsError};
 use crate::leases::Leases;
 use crate::state::State;
+
+/// What is spoken, for people.
+pub const SPOKEN: &str = "etcd v3";
 
 impl Store {
     /// A client that is not connected yet. Certificate files are read when connecting, so they may come later.
     pub fn new(options: &Options) -> Result<Store, OptionsError> {
         options.warn();
-        Store::reporting(options, watch::Sender::new(State::default()), false)
+        let state = State {
+            spoken: Some(SPOKEN),
+            ..State::default()
+        };
+        Store::reporting(options, watch::Sender::new(state), false)
     }
 
     /// The same, with a state that is shared; `silent` until it is found that this API is the one to be spoken.
@@ -47,6 +54,18 @@ impl Store {
             chance,
             spare: Mutex::new(None),
         })
+    }
+}
+
+impl Store {
+    /// Whether log and state hear of what happens.
+    pub(crate) async fn speak(&self, aloud: bool) {
+        self.members.speak(aloud).await;
+    }
+
+    /// Where the connection in use leads; `None` while there is none.
+    pub(crate) async fn endpoint(&self) -> Option<Endpoint> {
+        self.members.endpoint().await
     }
 }
 
@@ -77,9 +96,10 @@ impl Entries for Store {
 
     async fn config(&self) -> Result<Vec<u8>, RegistryError> {
         let (_, entry) = self.entry(self.keys.config()).await?;
-        entry
-            .map(|entry| entry.value)
-            .ok_or_else(|| no_config(&self.keys))
+        match entry {
+            Some(entry) => Ok(entry.value),
+            None => Err(self.no_config().await),
+        }
     }
 
     async fn list(&self, wish: &Wish<'_, Stamp>) -> Result<Listing<Stamp>, RegistryError> {
@@ -114,7 +134,7 @@ impl Entries for Store {
         Ok(grant.map(|grant| (*known, grant.expires)))
     }
 
-    async fn expires(&self, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
+    async fn expires(&self, _: &str, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
         if known.lease == 0 {
             return Ok(None);
         }

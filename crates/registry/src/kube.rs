@@ -615,7 +615,7 @@ impl Registry for Kube {
         })
     }
 
-    fn resume(&self, revision: i64) {
+    fn resume(&self, revision: i64, _: Option<&str>) {
         // Once the registry has spoken it knows better.
         let _ = self
             .known

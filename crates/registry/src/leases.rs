@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use self::keep::{Follower, Sighting};
 use crate::chance::{Backoff, Chance};
 use crate::entries::{Entries, Handle, Mark};
+use crate::etcd3;
 use crate::state::States;
 use crate::{
     AcquireError, Held, Holding, Over, Pending, Registry, RegistryError, Revision, STOOD, Wanted, lock,
@@ -190,8 +191,13 @@ impl<E: Entries> Registry for Leases<E> {
         })
     }
 
-    fn resume(&self, revision: i64) {
-        self.resume_at(revision);
+    fn resume(&self, revision: i64, spoken: Option<&str>) {
+        // COMPAT: who does not say what it spoke, spoke etcd's v3 API.
+        let was = spoken.unwrap_or(etcd3::SPOKEN);
+        let is = self.entries.state().borrow().spoken;
+        if is.is_none_or(|is| is == was) {
+            self.resume_at(revision);
+        }
     }
 
     fn reconnect(&self) -> Pending<'_, ()> {

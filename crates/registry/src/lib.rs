@@ -4,14 +4,15 @@
 //! [`Update`]s: a whole snapshot whenever continuity cannot be proved, deltas in between. Nobody has to apply events in
 //! the right order or fears to have missed one.
 //!
-//! Acquiring, keeping and watching exist once ([`Leases`]), over the narrow trait [`entries::Entries`]: etcd v3 implements it
-//! ([`Etcd3`]), and so does a store in memory ([`memory`]). A registry that allocates itself implements [`Registry`] directly.
+//! Acquiring, keeping and watching exist once ([`Leases`]), over the narrow trait [`entries::Entries`]: etcd implements it by either of its
+//! APIs ([`Etcd3`], [`Etcd2`]; [`EtcdAuto`] finds out which is in use), and so does a store in memory ([`memory`]). A registry that allocates itself implements [`Registry`] directly.
 #![forbid(unsafe_code)]
 
 mod chance;
 mod dial;
 pub mod entries;
 pub mod etcd;
+pub mod etcd2;
 pub mod etcd3;
 mod file;
 pub mod kube;
@@ -31,6 +32,8 @@ use fabric::lease::{Attributes, Lease, Subnet, Update};
 use tokio::time::Instant;
 
 pub use crate::chance::{Backoff, Chance};
+pub use crate::etcd::EtcdAuto;
+pub use crate::etcd2::Etcd2;
 pub use crate::etcd3::Etcd3;
 pub use crate::kube::Kube;
 pub use crate::leases::Leases;
@@ -102,8 +105,8 @@ pub trait Registry: Send + Sync {
     ) -> Pending<'a, std::convert::Infallible>;
 
     /// Tells of the revision that this node knew before this process: a registry that is behind it has gone back. Says nothing
-    /// once the registry itself has spoken.
-    fn resume(&self, revision: i64);
+    /// once the registry itself has spoken, and of what [was spoken](State::spoken) with another.
+    fn resume(&self, revision: i64, spoken: Option<&str>);
 
     /// The way to the registry may be another from now on, our own address being one: what is asked next goes over a new
     /// connection, instead of waiting for answers that cannot come any more.

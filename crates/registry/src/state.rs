@@ -7,6 +7,8 @@ use tokio::sync::watch;
 /// The connection now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
+    /// What is spoken, such as `etcd v2`; `None` until that is found out, and where there is nothing to find out.
+    pub spoken: Option<&'static str>,
     /// The endpoint that answers, without credentials; `None` while none does.
     pub endpoint: Option<String>,
     /// Since when `endpoint` is what it is.

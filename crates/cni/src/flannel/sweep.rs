@@ -28,7 +28,7 @@ const PERIOD: Duration = Duration::from_secs(600);
 const YOUNG: Duration = Duration::from_secs(60);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// After the name of the subnet file.
-const MARK: &str = ".swept";
+pub const MARK: &str = ".swept";
 
 /// The folders of a configuration.
 pub fn folders_of(conf: &NetConf) -> Folders {

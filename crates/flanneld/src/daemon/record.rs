@@ -153,6 +153,7 @@ impl Recorder {
         let config = holding.config.clone();
         Some(Head::new(
             self.source.clone(),
+            self.truth.spoken(),
             now,
             listing.revision,
             config,

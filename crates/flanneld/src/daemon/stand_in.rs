@@ -144,7 +144,9 @@ impl Daemon {
     /// by their owners, and until then what is known stays in force.
     pub(super) async fn history(&self, ground: &Ground) -> Option<Snapshot> {
         let head = self.records.cached_head().await.ok()??;
-        let gone_back = head.is_of(self.recorder.source()) && listed_at(&*self.registry) < head.revision;
+        // Where another store is spoken to by now, its revisions say nothing.
+        let is_same = head.is_of(self.recorder.source()) && head.was_by(self.truth.spoken());
+        let gone_back = is_same && listed_at(&*self.registry) < head.revision;
         if !gone_back || head.config != ground.config.text {
             return None;
         }

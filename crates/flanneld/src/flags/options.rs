@@ -17,10 +17,12 @@ use crate::truth::RegistryName;
 /// Which etcd API to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EtcdApi {
-    /// The one that holds the config; v3 as long as v2 is not built.
+    /// The one that holds the config.
     Auto,
     /// gRPC.
     V3,
+    /// The keys API over HTTP.
+    V2,
 }
 
 /// A text that no log, message or debug print shows.
@@ -116,7 +118,7 @@ impl RegistryOptions {
     /// What it is called.
     pub fn name(&self) -> RegistryName {
         match self {
-            RegistryOptions::Etcd(etcd) => RegistryName::etcd3(&etcd.prefix),
+            RegistryOptions::Etcd(etcd) => RegistryName::etcd(&etcd.prefix),
             RegistryOptions::Kube(kube) => RegistryName {
                 kind: "Kubernetes",
                 prefix: kube.prefix.to_string(),
@@ -324,13 +326,7 @@ fn addresses(registry: &RegistryOptions) -> Vec<IpAddr> {
 
 fn etcd(raw: &Raw, warnings: &mut Vec<String>) -> Result<EtcdOptions, UsageError> {
     let api = match raw.etcd_api.as_str() {
-        "v2" => {
-            let line = format!(
-                "{}=\"v2\": etcd's v2 API is not built yet",
-                raw.spelling("etcd-api")
-            );
-            return Err(UsageError { line, hint: None });
-        }
+        "v2" => EtcdApi::V2,
         "v3" => EtcdApi::V3,
         _ => EtcdApi::Auto,
     };

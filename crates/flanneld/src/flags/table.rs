@@ -179,7 +179,7 @@ pub static TABLE: &[Flag] = &[
         name: "etcd-api",
         kind: Kind::Choice(&["auto", "v3", "v2"], |raw| &mut raw.etcd_api),
         default: "auto",
-        meaning: "etcd API to speak. auto takes the one that holds the config. v2 is not built yet: auto is v3 for now. \
+        meaning: "etcd API to speak. auto takes the one that holds the config; where both do, v2 while leases live there. \
                   (Not in Go flannel.)",
         section: Section::Registry,
         unbuilt: None,

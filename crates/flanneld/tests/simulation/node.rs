@@ -167,7 +167,7 @@ impl Node {
         let daemon = Daemon::over(Parts {
             options: options(margin),
             registry,
-            name: RegistryName::etcd3("/simulation"),
+            name: RegistryName::etcd("/simulation"),
             machine: Arc::clone(&self.host) as _,
             records: Arc::clone(&self.host) as _,
             reporter,

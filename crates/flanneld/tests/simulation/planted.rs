@@ -103,8 +103,8 @@ impl Entries for Mistaken {
         Ok(prolonged)
     }
 
-    async fn expires(&self, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
-        self.inner.expires(known).await
+    async fn expires(&self, key: &str, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
+        self.inner.expires(key, known).await
     }
 
     async fn was(&self, key: &str, known: &Stamp) -> Result<Option<bool>, RegistryError> {
@@ -200,8 +200,8 @@ impl Registry for Snapless {
         self.0.watch_config(sink)
     }
 
-    fn resume(&self, revision: i64) {
-        self.0.resume(revision);
+    fn resume(&self, revision: i64, spoken: Option<&str>) {
+        self.0.resume(revision, spoken);
     }
 
     fn reconnect(&self) -> Pending<'_, ()> {

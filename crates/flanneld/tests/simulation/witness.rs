@@ -87,8 +87,8 @@ impl Registry for Witnessed {
         self.inner.watch_config(sink)
     }
 
-    fn resume(&self, revision: i64) {
-        self.inner.resume(revision);
+    fn resume(&self, revision: i64, spoken: Option<&str>) {
+        self.inner.resume(revision, spoken);
     }
 
     fn reconnect(&self) -> Pending<'_, ()> {

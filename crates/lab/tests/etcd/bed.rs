@@ -1,7 +1,6 @@
 //! Three hosts, pods of two of them that ping each other, leases of hosts that are not there, and what is seen in the kernels.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use ipnet::IpNet;
 use lab::flannel::config;
 use lab::process::Process;
 use lab::rig::{executables, unique_name, vxlan_lease};
+use lab::rows::{self, Rows};
 use lab::store::{CONFIG_KEY, SUBNETS};
 use lab::witness::{Monitor, routes};
 use lab::{Families, Lab, Spec};
@@ -45,8 +45,7 @@ pub struct Bed {
     /// Leases of hosts that are not there.
     ghosts: BTreeMap<String, String>,
     next: u32,
-    table: String,
-    failures: Vec<String>,
+    rows: Rows,
 }
 
 impl Bed {
@@ -58,7 +57,7 @@ impl Bed {
             Arc::default(),
         )
         .unwrap();
-        let cluster = Cluster::start(&lab);
+        let cluster = Cluster::start(&lab, &[]);
         cluster
             .ctl(&lab, &["put", CONFIG_KEY, &network().to_string()])
             .unwrap();
@@ -80,26 +79,18 @@ impl Bed {
             lab,
             ghosts: BTreeMap::new(),
             next: 0,
-            table: String::new(),
-            failures: Vec::new(),
+            rows: Rows::new(SHARED, 96),
         };
-        bed.say(&format!(
+        bed.rows.say(&format!(
             "\n{HOSTS} hosts on three members after {:.1} s\n",
             began.elapsed().as_secs_f64()
         ));
         bed
     }
 
-    fn say(&mut self, text: &str) {
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
-        let _ = writeln!(self.table, "{text}");
-    }
-
     /// Something is wrong; the rows after it are still of interest.
     pub fn fail(&mut self, problem: String) {
-        self.say(&format!("    FAILED: {problem}"));
-        self.failures.push(problem);
+        self.rows.fail(problem);
     }
 
     /// The lease of a host that is not there, without an end; not written yet.
@@ -188,17 +179,7 @@ impl Bed {
         deed(self);
         let done = Instant::now();
         let result = until(|| is_so(self));
-        let took = done.elapsed();
-        let note = match took > aim {
-            true => format!("  (aimed at {} s)", aim.as_secs()),
-            false => String::new(),
-        };
-        self.say(&format!("{name:<96} {:>7.3} s{note}", took.as_secs_f64()));
-        if let Err(problem) = result {
-            self.fail(format!("{name}: {problem}"));
-        } else if took > aim + SHARED {
-            self.fail(format!("{name}: only after {took:?}"));
-        }
+        self.rows.add(name, aim, done, result);
         let ended: Vec<usize> = (1..=HOSTS)
             .filter(|host| self.daemons[host - 1].ended().is_some())
             .collect();
@@ -289,18 +270,14 @@ impl Bed {
     pub fn close(mut self) {
         self.fresh_starts();
         let (sent, lost) = self.pings.stop();
-        self.say(&format!(
+        self.rows.say(&format!(
             "pings between the pods of h1 and h2: {sent} sent, lost: {lost:?}"
         ));
-        self.failures.extend(lost);
+        lost.into_iter().for_each(|lost| self.rows.fail(lost));
         self.live_routes();
-        assert!(
-            self.failures.is_empty(),
-            "{}\n{}\n{}",
-            self.table,
-            self.failures.join("\n"),
-            self.logs()
-        );
+        if let Some(failed) = self.rows.failed() {
+            panic!("{failed}\n{}", self.logs());
+        }
     }
 
     /// What every kernel holds is what a start from nothing makes of the same leases.
@@ -342,8 +319,9 @@ impl Bed {
                     .map(|line| format!("h{}: {line}", index + 1)),
             );
         }
-        self.say(&format!("routes of live hosts that left: {}", left.len()));
-        self.failures.extend(left);
+        self.rows
+            .say(&format!("routes of live hosts that left: {}", left.len()));
+        left.into_iter().for_each(|left| self.rows.fail(left));
         for monitor in self.monitors.drain(..) {
             monitor.stop();
         }
@@ -354,15 +332,8 @@ impl Bed {
 ///
 /// # Errors
 /// What it was instead at last.
-pub fn until(mut is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
-    let start = Instant::now();
-    loop {
-        let result = is_so();
-        if result.is_ok() || start.elapsed() > LIMIT {
-            return result;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+pub fn until(is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    rows::until(LIMIT, is_so)
 }
 
 /// A daemon with these flags for its registry.

@@ -21,17 +21,20 @@ pub struct Cluster {
     members: Vec<Option<Process>>,
     folder: PathBuf,
     address: String,
+    /// Further flags of every member.
+    more: &'static [&'static str],
 }
 
 impl Cluster {
-    /// All members, once they answer.
-    pub fn start(lab: &Lab) -> Cluster {
+    /// All members, with these flags besides, once they answer.
+    pub fn start(lab: &Lab, more: &'static [&'static str]) -> Cluster {
         let folder = lab.spec.directory().join("etcd");
         std::fs::create_dir_all(&folder).unwrap();
         let mut cluster = Cluster {
             members: Vec::new(),
             folder,
             address: lab.spec.gateway4(0).to_string(),
+            more,
         };
         cluster.certify(lab, "server", 2);
         cluster.certify(lab, "client", 2);
@@ -115,6 +118,7 @@ impl Cluster {
             format!("--quota-backend-bytes={QUOTA}"),
             "--unsafe-no-fsync".to_owned(),
         ]);
+        words.extend(self.more.iter().map(|flag| (*flag).to_owned()));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let process = lab.switch().spawn(&format!("etcd-{member}"), &words).unwrap();
         self.members[member] = Some(process);
@@ -237,8 +241,13 @@ impl Cluster {
         lab::command::run(&mut self.command(lab, endpoints, arguments))
     }
 
+    /// Where the certificates of an administrator are.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
     fn command(&self, lab: &Lab, endpoints: &str, arguments: &[&str]) -> std::process::Command {
-        let file = |name: &str| self.folder.join(name).display().to_string();
+        let file = |name: &str| self.folder().join(name).display().to_string();
         let (ca, cert, key) = (file("ca.crt"), file("client.crt"), file("client.key"));
         let mut words = vec!["etcdctl", "--endpoints", endpoints, "--cacert", &ca];
         words.extend([

@@ -1,11 +1,11 @@
 //! Three hosts in a cluster, pods of two of them that ping each other, and what is seen in the kernels while something is done.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use lab::kube::Cluster;
 use lab::rig::{Rig, Wish};
+use lab::rows::{self, Rows};
 use lab::store::Kind;
 use lab::witness::{ip, json};
 use lab::{Families, LabError, Node};
@@ -30,8 +30,7 @@ pub struct Bed {
     pub hosts: Vec<Peer>,
     /// Nodes without a host that are there.
     pub ghosts: Vec<Peer>,
-    table: String,
-    failures: Vec<String>,
+    rows: Rows,
 }
 
 impl Bed {
@@ -48,10 +47,9 @@ impl Bed {
             rig,
             hosts,
             ghosts: Vec::new(),
-            table: String::new(),
-            failures: Vec::new(),
+            rows: Rows::new(SHARED, 88),
         };
-        bed.say(&format!(
+        bed.rows.say(&format!(
             "\n{HOSTS} hosts in a cluster after {:.1} s\n",
             began.elapsed().as_secs_f64()
         ));
@@ -62,12 +60,6 @@ impl Bed {
     /// The cluster's administrator.
     pub fn cluster(&self) -> Cluster<'_> {
         self.rig.lab.cluster()
-    }
-
-    fn say(&mut self, text: &str) {
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
-        let _ = writeln!(self.table, "{text}");
     }
 
     /// What a host has to hold for the Nodes there are now.
@@ -135,17 +127,7 @@ impl Bed {
         deed(self);
         let done = Instant::now();
         let result = until(self);
-        let took = done.elapsed();
-        let note = match took > aim {
-            true => format!("  (aimed at {} s)", aim.as_secs()),
-            false => String::new(),
-        };
-        self.say(&format!("{name:<88} {:>7.3} s{note}", took.as_secs_f64()));
-        if let Err(problem) = result {
-            self.fail(format!("{name}: {problem}"));
-        } else if took > aim + SHARED {
-            self.fail(format!("{name}: only after {took:?}"));
-        }
+        self.rows.add(name, aim, done, result);
         for (index, daemon) in self.rig.daemons.iter_mut().enumerate() {
             // A row may have started one anew; none may have ended by itself.
             if let Some(status) = daemon.ended() {
@@ -160,8 +142,7 @@ impl Bed {
 
     /// Something is wrong; the rows after it are still of interest.
     pub fn fail(&mut self, problem: String) {
-        self.say(&format!("    FAILED: {problem}"));
-        self.failures.push(problem);
+        self.rows.fail(problem);
     }
 
     /// Ends the daemon of a host, hard.
@@ -203,12 +184,12 @@ impl Bed {
     /// What remains to be asked at the end.
     pub fn close(mut self) {
         let (sent, lost) = self.pings.stop();
-        self.say(&format!(
+        self.rows.say(&format!(
             "pings between the pods of h1 and h2: {sent} sent, lost: {lost:?}"
         ));
-        self.failures.extend(lost);
+        lost.into_iter().for_each(|lost| self.rows.fail(lost));
         if let Err(error) = self.rig.wait_for_health() {
-            self.failures.push(error.to_string());
+            self.rows.fail(error.to_string());
         }
         for index in 0..HOSTS {
             let text = self
@@ -219,15 +200,12 @@ impl Bed {
             let text = text.unwrap_or_default();
             let high = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
             let high = high.unwrap_or("?").trim().to_owned();
-            self.say(&format!("most memory of h{}'s daemon: {high}", index + 1));
+            self.rows
+                .say(&format!("most memory of h{}'s daemon: {high}", index + 1));
         }
-        assert!(
-            self.failures.is_empty(),
-            "{}\n{}\n{}",
-            self.table,
-            self.failures.join("\n"),
-            self.logs()
-        );
+        if let Some(failed) = self.rows.failed() {
+            panic!("{failed}\n{}", self.logs());
+        }
     }
 }
 
@@ -235,15 +213,8 @@ impl Bed {
 ///
 /// # Errors
 /// What it was instead at last.
-pub fn until(mut is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
-    let start = Instant::now();
-    loop {
-        let result = is_so();
-        if result.is_ok() || start.elapsed() > LIMIT {
-            return result;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
+pub fn until(is_so: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    rows::until(LIMIT, is_so)
 }
 
 /// What there is too much (+) and too little (-).

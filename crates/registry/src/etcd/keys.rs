@@ -25,6 +25,24 @@ impl Keys {
         &self.config
     }
 
+    /// The key that all of this lies below, without the slash.
+    pub fn prefix(&self) -> &str {
+        self.config.strip_suffix("/config").unwrap_or_default()
+    }
+
+    /// Other keys that the network config is often put under by mistake: one level too high, or by a slash at its beginning more or less.
+    pub fn mistaken_configs(&self) -> Vec<String> {
+        let prefix = self.prefix();
+        let above = prefix
+            .rsplit_once('/')
+            .map(|(above, _)| format!("{above}/config"));
+        let slash = match self.config.strip_prefix('/') {
+            Some(without) => without.to_owned(),
+            None => format!("/{}", self.config),
+        };
+        above.into_iter().chain([slash]).collect()
+    }
+
     /// The parent of all leases, slash included: `<prefix>/subnets-old/` is something else.
     pub fn subnets(&self) -> &str {
         &self.subnets

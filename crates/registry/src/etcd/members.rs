@@ -51,6 +51,11 @@ pub(crate) trait Line: Clone + Send + Sync {
         number: u64,
     ) -> impl Future<Output = Result<Self, ConnectError>> + Send;
 
+    /// The same, for a first try beside which there are others: it may wait less long for the beginning of an answer.
+    fn impatient(&self) -> Self {
+        self.clone()
+    }
+
     /// Tells connections apart.
     fn number(&self) -> u64;
 
@@ -167,11 +172,14 @@ impl<L: Line> Members<L> {
         })
     }
 
-    /// From now on log and state hear of what happens, and at once of the connection there is.
-    pub(crate) async fn speak(&self) {
-        self.silent.store(false, Ordering::Relaxed);
-        if let Some(line) = &self.current.lock().await.line {
-            self.note_connected(line.endpoint());
+    /// From now on log and state hear of what happens, and at once of the connection there is; or no longer, and none is kept.
+    pub(crate) async fn speak(&self, aloud: bool) {
+        self.silent.store(!aloud, Ordering::Relaxed);
+        if !aloud {
+            self.current.lock().await.line = None;
+        }
+        if let Some(endpoint) = self.endpoint().await {
+            self.note_connected(&endpoint);
         }
     }
 
@@ -217,7 +225,11 @@ impl<L: Line> Members<L> {
         let mut tries = self.endpoints.len() + 1;
         while failures.len() < tries {
             let line = self.line().await?;
-            let reason = match timeout(deadline, request(line.clone())).await {
+            let asked = match failures.is_empty() && self.endpoints.len() > 1 {
+                true => line.impatient(),
+                false => line.clone(),
+            };
+            let reason = match timeout(deadline, request(asked)).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => match L::judge(&status) {
                     Verdict::Elsewhere => match line.doubt() {
@@ -256,6 +268,40 @@ impl<L: Line> Members<L> {
             failures.push(reason);
         }
         Err(CallError::Unreachable(failures.join("; ")))
+    }
+
+    /// Asks the member at hand, and nobody else, for its own words. The outer failure: nobody is there, or nobody speaks.
+    pub(crate) async fn ask_one<T, F, Fut>(
+        &self,
+        call: &'static str,
+        request: F,
+    ) -> Result<Result<T, CallError<L::Refusal>>, CallError<L::Refusal>>
+    where
+        F: Fn(L) -> Fut,
+        Fut: Future<Output = Result<T, L::Refusal>>,
+    {
+        let line = self.line().await?;
+        let endpoint = line.endpoint().to_string();
+        let status = match timeout(REQUEST_DEADLINE, request(line.clone())).await {
+            Ok(Ok(reply)) => return Ok(Ok(reply)),
+            Ok(Err(status)) => status,
+            Err(_) => {
+                let reason = format!(
+                    "{endpoint}: {call}: no answer within {} s",
+                    REQUEST_DEADLINE.as_secs()
+                );
+                self.give_up(&line, &reason).await;
+                return Err(CallError::Unreachable(reason));
+            }
+        };
+        if L::judge(&status) == Verdict::Elsewhere {
+            self.give_up(&line, &L::describe(&status)).await;
+        }
+        Ok(Err(CallError::Status {
+            endpoint,
+            call,
+            status,
+        }))
     }
 
     /// The connection in use, or a new one to the first member that takes it.
@@ -355,37 +401,16 @@ impl<L: Line> Members<L> {
     }
 
     fn note_connected(&self, endpoint: &Endpoint) {
-        if self.is_silent() {
-            return;
+        if !self.is_silent() {
+            note_connected(&self.state, endpoint);
         }
-        let endpoint = endpoint.to_string();
-        self.state.send_if_modified(|state| {
-            let news = state.endpoint.as_deref() != Some(&endpoint);
-            if news {
-                info!(%endpoint, "connected to etcd");
-                state.endpoint = Some(endpoint.clone());
-                state.since = Some(SystemTime::now());
-            }
-            news
-        });
     }
 
     /// Records what went wrong; `lost` when no member is left.
     pub(crate) fn note_failure(&self, error: &str, lost: bool) {
-        if self.is_silent() {
-            return;
+        if !self.is_silent() {
+            note_failure(&self.state, error, lost);
         }
-        self.state.send_modify(|state| {
-            let at = SystemTime::now();
-            if lost && (state.endpoint.take().is_some() || state.since.is_none()) {
-                warn!(%error, "no etcd endpoint answers; trying on");
-                state.since = Some(at);
-            }
-            state.last_failure = Some(Failure {
-                at,
-                error: error.to_owned(),
-            });
-        });
     }
 
     /// Resolves when a member has said no.
@@ -411,6 +436,35 @@ impl<L: Line> Members<L> {
     pub(crate) fn state(&self) -> &watch::Sender<State> {
         &self.state
     }
+}
+
+/// Records who answers.
+pub(crate) fn note_connected(state: &watch::Sender<State>, endpoint: &Endpoint) {
+    let endpoint = endpoint.to_string();
+    state.send_if_modified(|state| {
+        let news = state.endpoint.as_deref() != Some(&endpoint);
+        if news {
+            info!(%endpoint, "connected to etcd");
+            state.endpoint = Some(endpoint.clone());
+            state.since = Some(SystemTime::now());
+        }
+        news
+    });
+}
+
+/// Records what went wrong; `lost` when no member is left.
+pub(crate) fn note_failure(state: &watch::Sender<State>, error: &str, lost: bool) {
+    state.send_modify(|state| {
+        let at = SystemTime::now();
+        if lost && (state.endpoint.take().is_some() || state.since.is_none()) {
+            warn!(%error, "no etcd endpoint answers; trying on");
+            state.since = Some(at);
+        }
+        state.last_failure = Some(Failure {
+            at,
+            error: error.to_owned(),
+        });
+    });
 }
 
 #[cfg(test)]

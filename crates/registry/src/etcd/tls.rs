@@ -1,6 +1,7 @@
 //! TLS to etcd: rustls with ring. The files are read anew for every connection, so that rotated certificates are used
 //! without a restart.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore, SignatureScheme};
 
+use super::ConnectError;
 use crate::file::read_regular;
 
 /// No file of certificates or of a key is larger, bytes.
@@ -169,6 +171,23 @@ impl Showing {
     }
 }
 
+/// rustls' errors arrive wrapped in an `io::Error` whose kind says nothing.
+pub(crate) fn tls_failure(error: io::Error) -> ConnectError {
+    // What is no TLS record at all was written by a server that speaks in the clear, or it hung up on what it took for nonsense.
+    let in_the_clear = matches!(
+        error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        Some(rustls::Error::InvalidMessage(_))
+    ) || error.kind() == io::ErrorKind::UnexpectedEof;
+    let hint = if in_the_clear {
+        " (does it speak TLS? where it does not, its URL begins with http://)"
+    } else {
+        ""
+    };
+    format!("TLS: {error}{hint}").into()
+}
+
 fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     read_regular(path, LARGEST).map_err(|source| TlsError::Read {
         flag,
@@ -294,5 +313,19 @@ mod tests {
         // One of a pair counts for nothing.
         assert_eq!(checked(None, Some(none.path()), None), Ok(()));
         assert_eq!(checked(None, None, Some(none.path())), Ok(()));
+    }
+
+    #[test]
+    fn a_server_that_speaks_in_the_clear_is_hinted_at_and_no_other() {
+        let hinted = |error| tls_failure(error).to_string().contains("does it speak TLS?");
+        let invalid = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        assert!(hinted(io::Error::new(io::ErrorKind::InvalidData, invalid)));
+        assert!(hinted(io::Error::new(io::ErrorKind::UnexpectedEof, "eof")));
+        assert!(!hinted(io::Error::new(
+            io::ErrorKind::InvalidData,
+            rustls::Error::DecryptError
+        )));
+        let refused = tls_failure(io::Error::other("refused")).to_string();
+        assert_eq!(refused, "TLS: refused");
     }
 }

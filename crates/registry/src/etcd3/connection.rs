@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::{self, pki_types::ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::body::Body;
 use tonic::codegen::http::uri::Uri;
 use tonic::codegen::http::{HeaderValue, Request, Response};
@@ -28,7 +27,7 @@ use tower_service::Service;
 
 use crate::etcd::{
     Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, Showing, TlsFiles,
-    Verdict,
+    Verdict, tls_failure,
 };
 use crate::{RegistryError, dial, names};
 
@@ -217,23 +216,6 @@ where
     Ok(sender)
 }
 
-/// rustls' errors arrive wrapped in an `io::Error` whose kind says nothing.
-fn tls_failure(error: io::Error) -> ConnectError {
-    // What is no TLS record at all was written by a server that speaks in the clear, or it hung up on what it took for nonsense.
-    let in_the_clear = matches!(
-        error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-        Some(rustls::Error::InvalidMessage(_))
-    ) || error.kind() == io::ErrorKind::UnexpectedEof;
-    let hint = if in_the_clear {
-        " (does it speak TLS? where it does not, its URL begins with http://)"
-    } else {
-        ""
-    };
-    format!("TLS: {error}{hint}").into()
-}
-
 /// A token that expired or is older than a change of users and roles.
 fn is_stale_token(status: &Status) -> bool {
     match status.code() {
@@ -320,15 +302,15 @@ mod tests {
         assert_eq!(describe(&Status::unavailable("why")), "why");
         let caused = |message: &str| {
             let mut status = Status::unavailable(message);
-            status.set_source(Arc::new(io::Error::other("broken pipe")));
+            status.set_source(Arc::new(std::io::Error::other("broken pipe")));
             describe(&status)
         };
         assert_eq!(caused("transport"), "transport: broken pipe");
         assert_eq!(caused("a broken pipe it is"), "a broken pipe it is");
         assert_eq!(caused(""), "broken pipe");
         let mut ended = Status::unavailable("an essay");
-        ended.set_source(Arc::new(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
+        ended.set_source(Arc::new(std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
             "with an address",
         )));
         assert_eq!(describe(&ended), "the server is gone");
@@ -342,20 +324,6 @@ mod tests {
             "etcdserver: user name not found"
         )));
         assert!(!is_auth_off(&Status::invalid_argument(off)));
-    }
-
-    #[test]
-    fn a_server_that_speaks_in_the_clear_is_hinted_at_and_no_other() {
-        let hinted = |error| tls_failure(error).to_string().contains("does it speak TLS?");
-        let invalid = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
-        assert!(hinted(io::Error::new(io::ErrorKind::InvalidData, invalid)));
-        assert!(hinted(io::Error::new(io::ErrorKind::UnexpectedEof, "eof")));
-        assert!(!hinted(io::Error::new(
-            io::ErrorKind::InvalidData,
-            rustls::Error::DecryptError
-        )));
-        let refused = tls_failure(io::Error::other("refused")).to_string();
-        assert_eq!(refused, "TLS: refused");
     }
 
     #[test]
@@ -391,7 +359,7 @@ mod tests {
         ] {
             let mut status = Status::new(code, "");
             assert!(!is_worth_another_member(&status), "{code:?}");
-            status.set_source(Arc::new(io::Error::other("broken")));
+            status.set_source(Arc::new(std::io::Error::other("broken")));
             assert!(is_worth_another_member(&status), "made on our side");
         }
     }

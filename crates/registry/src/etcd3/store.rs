@@ -16,14 +16,17 @@ use etcd_proto::etcdserverpb::{
     LeaseTimeToLiveRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
 };
 use etcd_proto::mvccpb::KeyValue;
+use fabric::go_json::shorten;
 use fabric::lease::name_of;
 use tokio::time::{Duration, Instant};
 use tonic::Code;
 
 use super::connection::{Connection, LARGEST_REPLY};
+use super::no_config;
+use crate::RegistryError;
 use crate::chance::Chance;
 use crate::entries::{Entry, Handle, Life, Seen, Written};
-use crate::etcd::{self, Keys, Members};
+use crate::etcd::{self, Keys, Look, Members};
 
 /// Why a call did not succeed.
 pub(super) type CallError = etcd::CallError<tonic::Status>;
@@ -94,6 +97,10 @@ enum Write {
     LeaseGone,
 }
 
+/// Keys in the neighbourhood of a config that is missing: so many are looked at, and named.
+const LOOKED_AT: i64 = 4;
+const NAMED: usize = 3;
+
 fn kv(connection: Connection) -> KvClient<Connection> {
     let origin = connection.origin.clone();
     KvClient::with_origin(connection, origin).max_decoding_message_size(LARGEST_REPLY)
@@ -124,6 +131,24 @@ fn revision_is(key: &str, target: CompareTarget, revision: TargetUnion) -> Compa
         target_union: Some(revision),
         ..Default::default()
     }
+}
+
+/// The first key behind all that begin with this.
+fn end_of(start: &[u8]) -> Vec<u8> {
+    let mut end = start.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // To etcd: all that come after the start.
+    vec![0]
+}
+
+/// A server that speaks HTTP/2 and knows nothing of etcd's v3 API answers with HTTP's 404.
+fn is_foreign(status: &tonic::Status) -> bool {
+    status.code() == Code::Unimplemented
 }
 
 fn is_lease_gone(error: &CallError) -> bool {
@@ -158,6 +183,87 @@ impl Store {
         let reply = self.range(get(key)).await?;
         let revision = reply.header.map_or(0, |header| header.revision);
         Ok((revision, reply.kvs.into_iter().next()))
+    }
+
+    /// What this API says of the network config, asked of one member.
+    pub(crate) async fn look(&self) -> Look {
+        let request = |connection| async move {
+            let mut client = kv(connection);
+            Ok(client.range(get(self.keys.config())).await?.into_inner())
+        };
+        match self.members.ask_one("Range", request).await {
+            Ok(Ok(reply)) => match reply.kvs.into_iter().next() {
+                Some(entry) => Look::Found(entry.value),
+                None => Look::Missing(self.no_config().await),
+            },
+            Ok(Err(refused)) if refused.status().is_some_and(is_foreign) => Look::Foreign,
+            Ok(Err(failed)) | Err(failed) => Look::Failed(failed.into()),
+        }
+    }
+
+    /// That there is no network config, and what there is in its neighbourhood: it may have been put beside its place.
+    pub(super) async fn no_config(&self) -> RegistryError {
+        let mut missing = no_config(&self.keys);
+        let near = self.neighbours().await;
+        if let RegistryError::NotFound { place, .. } = &mut missing
+            && !near.is_empty()
+        {
+            let named: Vec<String> = near.iter().map(|key| format!("{key:?}")).collect();
+            place.push_str("; near it there is ");
+            place.push_str(&named.join(", "));
+        }
+        missing
+    }
+
+    /// A few keys that are no leases, of what is called like the prefix or like a mistaken config. None where they may not be read,
+    /// which is no failure of anything.
+    async fn neighbours(&self) -> Vec<String> {
+        let prefix = self.keys.prefix().as_bytes();
+        let within = |key: &[u8], range_end: &[u8]| RangeRequest {
+            key: key.to_vec(),
+            range_end: range_end.to_vec(),
+            limit: LOOKED_AT,
+            ..Default::default()
+        };
+        // Before all leases, and behind them.
+        let around = [
+            within(prefix, self.keys.subnets().as_bytes()),
+            within(&self.keys.subnets_end(), &end_of(prefix)),
+        ];
+        let mistaken = self.keys.mistaken_configs();
+        let ranges = mistaken.iter().map(|key| get(key)).chain(around);
+        let success = ranges.map(|range| RangeRequest {
+            keys_only: true,
+            ..range
+        });
+        let wanted = TxnRequest {
+            success: success.map(|range| op(Request::RequestRange(range))).collect(),
+            ..Default::default()
+        };
+        let request = |connection| {
+            let wanted = wanted.clone();
+            async move { Ok(kv(connection).txn(wanted).await?.into_inner()) }
+        };
+        let Ok(Ok(reply)) = self.members.ask_one("Txn", request).await else {
+            return Vec::new();
+        };
+        let mut near: Vec<String> = Vec::new();
+        for response in reply.responses {
+            let Some(Response::ResponseRange(found)) = response.response else {
+                continue;
+            };
+            let keys = found
+                .kvs
+                .iter()
+                .filter(|entry| self.keys.below(&entry.key).is_none());
+            let names = keys.map(|entry| shorten(&String::from_utf8_lossy(&entry.key)));
+            for name in names {
+                if near.len() < NAMED && !near.contains(&name) {
+                    near.push(name);
+                }
+            }
+        }
+        near
     }
 
     /// Whether an entry was once in this state; `None` when that revision is compacted away.

@@ -15,7 +15,6 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -92,15 +91,7 @@ impl Way for Tcp {
             let found = bounded(HANDSHAKE_DEADLINE, names::look_up(host, port)).await??;
             let stream = bounded(CONNECT_DEADLINE, dial::connect(&found)).await??;
             stream.set_nodelay(true)?;
-            // Whoever is gone without a word is noticed within half a minute, also while nothing is being said.
-            let socket = SockRef::from(&stream);
-            socket.set_tcp_keepalive(
-                &TcpKeepalive::new()
-                    .with_time(Duration::from_secs(10))
-                    .with_interval(Duration::from_secs(5))
-                    .with_retries(3),
-            )?;
-            socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))?;
+            dial::notice_silence(&stream)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }

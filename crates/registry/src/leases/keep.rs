@@ -321,7 +321,7 @@ impl<'a, E: Entries> Own<'a, E> {
         self.lease.created = entry.created;
         let known = self.handle.as_ref();
         if known.is_none_or(|known| !known.shares_life(&entry.handle)) {
-            let expires = self.leases.entries.expires(&entry.handle).await?;
+            let expires = self.leases.entries.expires(&self.key, &entry.handle).await?;
             self.set_expiry(expires);
             (self.report)(Holding::Renewed { expires });
         }
@@ -391,14 +391,17 @@ impl<'a, E: Entries> Own<'a, E> {
     /// deleted, and the subnet may be another node's, whose entry this was. Nor is any once the time of ours is over. Nor one of a
     /// store that was exchanged since, in which another's may have been created under the same number.
     async fn is_what_was_ours(&self, entry: &Entry<E::Handle>) -> Result<bool, RegistryError> {
-        if entry.created != self.lease.created || self.expires.is_some_and(|at| at <= Instant::now()) {
+        if self.expires.is_some_and(|at| at <= Instant::now()) {
             return Ok(false);
         }
         let Some(known) = &self.handle else {
-            return Ok(true);
+            return Ok(entry.created == self.lease.created);
         };
-        let was = self.leases.entries.was(&self.key, known).await?;
-        Ok(was != Some(false))
+        let entries = &self.leases.entries;
+        let descends = entries
+            .descends(&self.key, known, self.lease.created, entry)
+            .await?;
+        Ok(descends != Some(false))
     }
 
     /// Leaves alone what stands in the place of the lost entry.

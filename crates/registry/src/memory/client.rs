@@ -304,7 +304,7 @@ impl Entries for Client {
         Ok(alive.then_some((*known, asked + self.ttl)))
     }
 
-    async fn expires(&self, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
+    async fn expires(&self, _: &str, known: &Stamp) -> Result<Option<Instant>, RegistryError> {
         let grant = known.grant();
         if grant == 0 {
             return Ok(None);

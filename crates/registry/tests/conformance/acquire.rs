@@ -7,11 +7,13 @@ use std::time::Duration;
 use registry::{AcquireError, Registry};
 
 use crate::conform;
-use crate::ground::{CONFIG, DAY, Ground, Node, attributes_of, beaten, network, subnet, value_of};
+use crate::ground::{
+    CONFIG, DAY, Ground, Node, Watching, attributes_of, beaten, network, subnet, value_of, wait_until,
+};
 
 conform! {
     a_first_lease_is_written_byte_for_byte_and_lives_as_long_as_asked_for,
-    a_restart_takes_the_same_lease_again_without_a_write,
+    a_restart_takes_the_same_lease_again_without_a_word,
     other_attributes_are_written_to_the_lease_that_is_there,
     an_own_entry_that_lives_for_ever_stays_one,
     the_previous_subnet_is_taken_when_free_and_another_when_not,
@@ -36,15 +38,21 @@ async fn a_first_lease_is_written_byte_for_byte_and_lives_as_long_as_asked_for(g
     assert!(left > DAY - Duration::from_secs(100) && left <= DAY, "{left:?}");
 }
 
-async fn a_restart_takes_the_same_lease_again_without_a_write(ground: impl Ground) {
+async fn a_restart_takes_the_same_lease_again_without_a_word(ground: impl Ground) {
     let config = network(CONFIG);
     let node = Node::new("192.0.2.1");
     let first = ground.client(DAY).acquire(&node.wanted(&config)).await.unwrap();
-    let revision = ground.revision();
+    let witness = ground.client(DAY);
+    let mut watching = Watching::start(&witness);
+    assert_eq!(watching.snapshot().await.leases.len(), 1);
+    wait_until("the watch", || witness.states().borrow().watching).await;
     let again = ground.client(DAY).acquire(&node.wanted(&config)).await.unwrap();
     assert!(again.reused && again.expires.is_some());
     assert_eq!(again.lease, first.lease);
-    assert_eq!(ground.revision(), revision);
+    ground.put("10.5.0.0-24", &value_of("192.0.2.2"));
+    let told = watching.delta().await.changes;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, subnet("10.5.0.0-24"), "the first that is heard of");
 }
 
 async fn other_attributes_are_written_to_the_lease_that_is_there(ground: impl Ground) {

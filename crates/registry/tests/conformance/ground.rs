@@ -1,8 +1,10 @@
-//! A registry under test, seen by its operator: a real etcd with `etcdctl`, or the store in memory.
+//! A registry under test, seen by its operator: a real etcd with `etcdctl` by either API, or the store in memory.
 
 #[path = "../etcd3/rig.rs"]
 #[allow(dead_code)]
-mod rig;
+pub mod rig;
+#[path = "../etcd3/v2.rs"]
+pub mod v2;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use fabric::lease::{Attributes, Delta, Snapshot, Subnet, Update};
 use registry::etcd::Options;
 use registry::memory::{Client, Memory, Store};
-use registry::{Chance, Etcd3, Held, Holding, Leases, Over, Registry, Taken};
+use registry::{Chance, Etcd2, Etcd3, Held, Holding, Leases, Over, Registry, Taken};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -118,6 +120,100 @@ impl Ground for Etcd {
 
     fn compact(&self) {
         self.0.ctl(&["compact", &self.0.revision().to_string()]);
+    }
+
+    fn empty(&mut self) {
+        self.0.kill();
+        self.0.start_empty();
+    }
+
+    fn stop(&mut self) {
+        self.0.kill();
+    }
+
+    fn go_on(&mut self) {
+        self.0.start_again();
+    }
+}
+
+/// The same server by its v2 API, with `etcdctl` of that API.
+pub struct EtcdV2(rig::Server);
+
+impl EtcdV2 {
+    pub fn start() -> EtcdV2 {
+        EtcdV2(rig::Server::start_with(None, &["--enable-v2"]))
+    }
+
+    #[allow(dead_code)] // Of use to those who test this API alone.
+    pub fn server(&self) -> &rig::Server {
+        &self.0
+    }
+}
+
+impl Ground for EtcdV2 {
+    type Client = Etcd2;
+
+    fn client(&self, ttl: Duration) -> Arc<Etcd2> {
+        let options = Options {
+            lease_ttl: ttl,
+            ..self.0.options()
+        };
+        Arc::new(Etcd2::new(&options).unwrap())
+    }
+
+    fn put(&self, key: &str, value: &str) {
+        v2::ctl(&self.0, &["set", &at(key), value]);
+    }
+
+    fn set_config(&self, config: Option<&str>) {
+        match config {
+            Some(config) => drop(v2::ctl(&self.0, &["set", "/n/config", config])),
+            None => drop(v2::ctl(&self.0, &["rm", "/n/config"])),
+        }
+    }
+
+    fn put_for(&self, key: &str, value: &str, ttl: Duration) {
+        let ttl = ttl.as_secs().to_string();
+        v2::ctl(&self.0, &["set", "--ttl", &ttl, &at(key), value]);
+    }
+
+    fn delete(&self, key: &str) {
+        v2::ctl(&self.0, &["rm", &at(key)]);
+    }
+
+    fn end(&self, key: &str) {
+        assert!(v2::field(&self.0, &at(key), "TTL") > 0);
+        self.delete(key);
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let Ok(keys) = v2::try_ctl(&self.0, &["ls", "--sort", "/n/subnets"]) else {
+            return Vec::new();
+        };
+        keys.lines().map(|key| key.replace("/n/subnets/", "")).collect()
+    }
+
+    fn value(&self, key: &str) -> String {
+        match v2::try_ctl(&self.0, &["get", &at(key)]) {
+            Ok(value) => value.trim_end_matches('\n').to_owned(),
+            Err(_) => String::new(),
+        }
+    }
+
+    fn created(&self, key: &str) -> i64 {
+        v2::field(&self.0, &at(key), "Created-Index")
+    }
+
+    fn is_reservation(&self, key: &str) -> bool {
+        v2::field(&self.0, &at(key), "TTL") == 0
+    }
+
+    fn revision(&self) -> i64 {
+        v2::index(&self.0)
+    }
+
+    fn compact(&self) {
+        v2::write_elsewhere(&self.0, v2::MEMORY);
     }
 
     fn empty(&mut self) {

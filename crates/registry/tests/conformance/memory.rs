@@ -138,12 +138,12 @@ async fn writes_are_guarded_by_what_is_known_and_find_their_own_work_done() {
     advance(30 * SECOND).await;
     let (same, until) = client.prolong("k", &third).await.unwrap().unwrap();
     assert_eq!((same, until), (third, Instant::now() + 60 * SECOND));
-    assert_eq!(client.expires(&third).await.unwrap(), Some(until));
+    assert_eq!(client.expires("k", &third).await.unwrap(), Some(until));
     assert!(!client.delete("k", &second).await.unwrap() && client.delete("k", &third).await.unwrap());
     assert!(client.delete("k", &third).await.unwrap(), "gone it is");
     assert!(client.prolong("k", &third).await.unwrap().is_none());
     assert_eq!(
-        client.expires(&third).await.unwrap(),
+        client.expires("k", &third).await.unwrap(),
         Some(Instant::now()),
         "over"
     );
@@ -153,7 +153,7 @@ async fn writes_are_guarded_by_what_is_known_and_find_their_own_work_done() {
     store.put("for ever", "x", None);
     let seen = client.read("for ever").await.unwrap().entry.unwrap();
     assert!(seen.handle.is_reservation());
-    assert_eq!(client.expires(&seen.handle).await.unwrap(), None);
+    assert_eq!(client.expires("for ever", &seen.handle).await.unwrap(), None);
     let calls = client.requests();
     assert!(client.read("none").await.unwrap().entry.is_none());
     assert_eq!(client.requests(), calls + 1);

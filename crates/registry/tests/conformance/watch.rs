@@ -228,10 +228,11 @@ async fn a_registry_that_is_behind_what_an_earlier_process_knew_is_believed_only
 ) {
     ground.put("10.5.8.0-24", &value_of("192.0.2.8"));
     let registry = ground.client(DAY);
-    registry.resume(1000);
+    let spoken = registry.states().borrow().spoken;
+    registry.resume(1000, spoken);
     let mut watching = Watching::start(&registry);
     wait_until("the first listing", || registry.states().borrow().revision > 0).await;
-    registry.resume(2000);
+    registry.resume(2000, spoken);
     ground.put("10.5.9.0-24", &value_of("192.0.2.9"));
     assert_eq!(watching.snapshot().await.leases.len(), 2);
 }

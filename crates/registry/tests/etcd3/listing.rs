@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::rig::{Server, Watching, attributes_of, subnet, value_of, wait_until};
 use fabric::lease::Update;
-use registry::{Registry, RegistryError};
+use registry::etcd::Options;
+use registry::{Etcd3, Registry, RegistryError};
 
 fn keys(range: std::ops::Range<u32>) -> Vec<(String, String)> {
     let entry = |n: u32| {
@@ -26,6 +27,45 @@ async fn network_config_is_not_found_until_it_is_there_and_then_comes_raw() {
     let raw = "{ \"Network\": \"10.5.0.0/16\" , \"x\" :1}";
     server.put("/n/config", raw);
     assert_eq!(etcd.network_config().await.unwrap(), raw.as_bytes());
+}
+
+/// One key too high, a slash too many, another case: what was found is said, and no lease is.
+#[tokio::test]
+async fn network_config_when_it_was_put_beside_its_place_is_missing_and_what_is_there_is_named() {
+    let server = Server::start();
+    let options = Options {
+        prefix: "/coreos.com/network".to_owned(),
+        ..server.options()
+    };
+    let etcd = Etcd3::new(&options).unwrap();
+    let said = async || etcd.network_config().await.unwrap_err().to_string();
+    for (key, lease) in keys(0..40) {
+        server.put(&key.replace("/n/", "/coreos.com/network/"), &lease);
+    }
+    assert!(!said().await.contains("near it"), "{}", said().await);
+    for wrong in [
+        "/coreos.com/network",
+        "/coreos.com/network/config/",
+        "/coreos.com/network/Config",
+        "/coreos.com/networks/config",
+        "/coreos.com/config",
+        "coreos.com/network/config",
+    ] {
+        server.put(wrong, "{}");
+        let text = said().await;
+        assert!(
+            text.ends_with(&format!("(etcd v3); near it there is {wrong:?}")),
+            "{text}"
+        );
+        server.ctl(&["del", wrong]);
+    }
+    for n in 0..30 {
+        server.put(&format!("/coreos.com/network-{n}"), "");
+    }
+    let text = said().await;
+    assert_eq!(text.matches("network-").count(), 3, "{text}");
+    server.put("/coreos.com/elsewhere/config", "{}");
+    assert!(!said().await.contains("elsewhere"));
 }
 
 #[tokio::test]
@@ -182,11 +222,11 @@ async fn a_registry_that_is_behind_what_an_earlier_process_knew_is_believed_only
     let server = Server::start();
     server.put("/n/subnets/10.5.8.0-24", &value_of("192.0.2.8"));
     let etcd = server.client();
-    etcd.resume(1000);
+    etcd.resume(1000, None);
     // Once the registry itself has spoken, it is the measure.
     let watching = Watching::start(&etcd);
     wait_until("the first listing", || etcd.states().borrow().revision > 0).await;
-    etcd.resume(2000);
+    etcd.resume(2000, None);
     server.put("/n/subnets/10.5.9.0-24", &value_of("192.0.2.9"));
     let snapshot = watching.snapshot().await;
     assert_eq!(

@@ -1,114 +1,13 @@
 //! Endpoints, TLS, users.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
+use crate::authority::Authority;
 use crate::rig::{Server, ServerTls, Watching, free_port, wait_until, with_tls};
 use registry::etcd::{Options, TlsFiles};
 use registry::{Etcd3, Registry, RegistryError};
-use tempfile::TempDir;
-
-/// An authority and certificates from it, made by openssl.
-struct Authority {
-    dir: TempDir,
-}
-
-impl Authority {
-    fn new() -> Authority {
-        let authority = Authority {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        let (key, cert) = authority.pair("ca");
-        openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=test authority",
-            "-keyout",
-            &text(&key),
-            "-out",
-            &text(&cert),
-        ]);
-        authority
-    }
-
-    fn pair(&self, name: &str) -> (PathBuf, PathBuf) {
-        let path = |end: &str| self.dir.path().join(format!("{name}.{end}"));
-        (path("key"), path("pem"))
-    }
-
-    fn cafile(&self) -> PathBuf {
-        self.pair("ca").1
-    }
-
-    /// Key and certificate for 127.0.0.1 and localhost.
-    fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
-        self.issue_for(name, 2)
-    }
-
-    /// The same, good for so many days from now; negative: until so many days ago.
-    fn issue_for(&self, name: &str, days: i32) -> (PathBuf, PathBuf) {
-        let ((key, cert), (ca_key, ca)) = (self.pair(name), self.pair("ca"));
-        let request = self.dir.path().join(format!("{name}.csr"));
-        let extensions = self.dir.path().join(format!("{name}.ext"));
-        std::fs::write(&extensions, "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
-        let subject = format!("/CN={name}");
-        openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            &subject,
-            "-keyout",
-            &text(&key),
-            "-out",
-            &text(&request),
-        ]);
-        openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            &text(&request),
-            "-CA",
-            &text(&ca),
-            "-CAkey",
-            &text(&ca_key),
-            "-CAcreateserial",
-            "-days",
-            &days.to_string(),
-            "-extfile",
-            &text(&extensions),
-            "-out",
-            &text(&cert),
-        ]);
-        (key, cert)
-    }
-}
-
-fn text(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
-}
-
-fn openssl(args: &[&str]) {
-    let output = Command::new("openssl").args(args).output().unwrap();
-    assert!(
-        output.status.success(),
-        "openssl: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
 
 /// Whether the config, which is not there, can be asked for.
 async fn answer(options: &Options) -> Result<(), String> {
@@ -239,6 +138,8 @@ async fn each_endpoints_own_scheme_decides_and_dead_ones_are_passed_over() {
 #[tokio::test]
 async fn an_endpoint_that_takes_connections_and_never_answers_costs_seconds_once() {
     let server = Server::start();
+    // Where there is no config, what is near its place is asked for, too.
+    server.put("/n/config", "{}");
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = silent.local_addr().unwrap().port();
     for _ in 0..2 {
@@ -247,10 +148,7 @@ async fn an_endpoint_that_takes_connections_and_never_answers_costs_seconds_once
             ..server.options()
         };
         let etcd = Etcd3::new(&options).unwrap();
-        assert!(matches!(
-            etcd.network_config().await,
-            Err(RegistryError::NotFound { .. })
-        ));
+        assert_eq!(etcd.network_config().await.unwrap(), b"{}");
         assert_eq!(
             etcd.states().borrow().endpoint.as_deref(),
             Some(server.endpoint().as_str())
@@ -258,10 +156,7 @@ async fn an_endpoint_that_takes_connections_and_never_answers_costs_seconds_once
         // Sticky: from now on only the good one is asked.
         let before = etcd.requests();
         for _ in 0..5 {
-            assert!(matches!(
-                etcd.network_config().await,
-                Err(RegistryError::NotFound { .. })
-            ));
+            assert_eq!(etcd.network_config().await.unwrap(), b"{}");
         }
         assert_eq!(etcd.requests(), before + 5);
     }
@@ -367,19 +262,15 @@ async fn a_user_logs_in_and_logs_in_again_when_the_token_is_no_longer_good() {
         ..server.options()
     };
     assert_eq!(answer(&user).await, Ok(()));
+    // Where there is no config, what is near its place is asked for, too.
+    server.put("/n/config", "{}");
     enable_users(&server);
     let etcd = Etcd3::new(&user).unwrap();
-    assert!(matches!(
-        etcd.network_config().await,
-        Err(RegistryError::NotFound { .. })
-    ));
+    assert_eq!(etcd.network_config().await.unwrap(), b"{}");
     // The token ends by itself after a second without use; the server looks once a second.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let before = etcd.requests();
-    assert!(matches!(
-        etcd.network_config().await,
-        Err(RegistryError::NotFound { .. })
-    ));
+    assert_eq!(etcd.network_config().await.unwrap(), b"{}");
     assert_eq!(etcd.requests(), before + 3, "refused, login, answered");
 
     let error = answer(&Options {
