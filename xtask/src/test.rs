@@ -188,12 +188,14 @@ const SUITES: &[Suite] = &[
         about: "three members with TLS, set up and looked at by etcdctl of the v2 API as the documents of its days have it",
         arguments: &["--workspace", "--test", "etcd_v2"],
         shown: true,
+        needs: &[],
     },
     Suite {
         name: "cleanup",
         about: "flannelctl cleanup: a host is what it was before flannel came",
         arguments: &["--workspace", "--test", "cleanup"],
         shown: false,
+        needs: &[],
     },
     Suite {
         name: "restart",
