@@ -68,7 +68,8 @@ impl Built {
             Built::Nodes => Some(
                 "Kubernetes' programs for nodes are not here; `cargo xtask kube-assets --nodes` builds them",
             ),
-            Built::HostRoot | Built::Image => None,
+            Built::HostRoot => Some("the Debian of machines is not here; `cargo xtask host-root` makes it"),
+            Built::Image => None,
         }
     }
 
@@ -504,13 +505,13 @@ mod tests {
     }
 
     #[test]
-    fn run_of_everything_when_nothing_is_built_then_it_is_without_kubernetes_alone() {
+    fn run_of_everything_when_something_is_not_built_then_it_is_without_what_needs_that() {
         let left_out = |is_there: fn(Built) -> bool| -> Vec<&str> {
             let out = SUITES.iter().filter(|suite| lack_of(suite, is_there).is_some());
             out.map(|suite| suite.name).collect()
         };
-        assert_eq!(left_out(|_| false), ["kube", "kubelet"]);
-        assert_eq!(left_out(|built| built == Built::Servers), ["kubelet"]);
+        assert_eq!(left_out(|_| false), ["kube", "machine", "kubelet"]);
+        assert_eq!(left_out(|built| built == Built::Servers), ["machine", "kubelet"]);
         assert_eq!(left_out(|_| true), [""; 0]);
     }
 }
