@@ -61,7 +61,7 @@ impl Built {
         }
     }
 
-    /// What a run of everything says when it does without, for it has not the quarter of an hour that this takes; none: it makes it.
+    /// What a run of everything says when it does without, for making it takes minutes; none: it makes it.
     fn lack(self) -> Option<&'static str> {
         match self {
             Built::Servers => Some("Kubernetes' servers are not here; `cargo xtask kube-assets` builds them"),
