@@ -80,12 +80,12 @@ impl Bed {
         let start = Instant::now();
         deed(self);
         let took = start.elapsed();
-        let (sent, lost) = pings.stop();
-        self.line(name, took, &format!("{sent:>6} pings, {} lost", lost.len()));
+        let (sent, lost, paths) = pings.stop();
+        self.line(name, took, &format!("{sent:>6} pings, {lost} lost"));
         if sent == 0 {
             self.fail(format!("{name}: nobody pinged"));
         }
-        for path in lost {
+        for path in paths {
             self.fail(format!("{name}: {path}"));
         }
     }
@@ -292,11 +292,11 @@ impl Pings {
         Pings(running)
     }
 
-    /// Ends them: what was sent, and what was lost, in words.
-    fn stop(mut self) -> (u32, Vec<String>) {
+    /// Ends them: how many were sent and lost, and the paths that lost some, in words.
+    fn stop(mut self) -> (u32, u32, Vec<String>) {
         // The answer to the last one is under way.
         std::thread::sleep(Duration::from_millis(200));
-        let (mut sent, mut lost) = (0, Vec::new());
+        let (mut sent, mut lost, mut paths) = (0, 0, Vec::new());
         for (_, child) in &self.0 {
             lab::process::send(child.id(), Signal::INT);
         }
@@ -307,14 +307,15 @@ impl Pings {
             sent += echo.sent;
             // That last one is ended with.
             if echo.received + 1 < echo.sent {
-                lost.push(format!(
+                lost += echo.sent - echo.received;
+                paths.push(format!(
                     "{path}: {} of {} lost",
                     echo.sent - echo.received,
                     echo.sent
                 ));
             }
         }
-        (sent, lost)
+        (sent, lost, paths)
     }
 }
 
