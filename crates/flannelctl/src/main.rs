@@ -5,6 +5,7 @@ mod arguments;
 mod cleanup;
 mod ipam;
 mod labs;
+mod migrate;
 mod output;
 mod plugins;
 mod registry;
@@ -30,7 +31,7 @@ Usage: flannelctl COMMAND ...
   cni         the CNI plugins of this host: install, uninstall, and the configuration for runtimes
   ipam        which pod holds which address of this host; free those of dead ones: list, gc
   lab         a whole network of hosts and pods on this machine: up, status, exec, break, down
-  registry    serve, get, put, ls, del: an etcd v3 API server for one machine, and a small client
+  registry    serve, get, put, ls, del, migrate: an etcd v3 API server for one machine, and a small client
 
 `flannelctl COMMAND --help` says more. Exit status: 0 good, 1 not good or failed, 2 wrong use.
 ";

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use etcd_proto::etcdserverpb::kv_client::KvClient;
+use etcd_proto::etcdserverpb::lease_client::LeaseClient;
 use etcd_proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
-use registry::etcd::{TlsFiles, parse_endpoints};
-use registry::etcd3::{Connection, key_value_client};
+use registry::etcd::{Options, TlsFiles, parse_endpoints};
+use registry::etcd3::{Connection, clients};
 use tokio::time::timeout;
 
 use crate::arguments::{Arguments, Ended, Grammar};
+use crate::migrate;
 use crate::output::Out;
 
 const HELP: &str = "\
@@ -19,18 +21,24 @@ An etcd v3 API server for one machine, and a small client for it (or any etcd v3
 
 Usage: flannelctl registry serve ...
        flannelctl registry put|get|ls|del [--endpoints URL,...] [--cafile FILE] [--certfile FILE --keyfile FILE] KEY [VALUE]
+       flannelctl registry migrate --from v2 --to v3 [--dry-run] [--finish] [--prefix PREFIX] [--endpoints URL,...] ...
 
   serve            run the server; `flannelctl registry serve --help` says how
   put KEY VALUE    write a key
   get KEY          print a key's value; exit status 1 when there is none
   ls PREFIX        print the keys that begin with PREFIX
   del KEY          remove a key
+  migrate          copy network config and leases from etcd's v2 API to its v3 API, times and reservations kept; refused where v3
+                   holds something else. With --finish: remove under v2 what its node holds under v3. Exit status 1 when not all
+                   could be done
 
   --endpoints URL,...  where (default http://127.0.0.1:2379); the first that answers
   --cafile FILE        authority of https endpoints, PEM (default: the system's)
   --certfile FILE      the client's certificate, PEM
   --keyfile FILE       its key, PEM
-  --json               keys, values and revisions as JSON (get, ls)
+  --json               as JSON (get, ls, migrate)
+  --dry-run            say what would be written or removed (migrate)
+  --prefix PREFIX      flanneld's --etcd-prefix (migrate; default /coreos.com/network)
 
 Examples:
   flannelctl registry put /coreos.com/network/config '{\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}'
@@ -52,7 +60,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
         Some((verb, rest)) => (verb.as_str(), rest),
         None => return Err(Ended::Usage(format!("registry: no verb\n\n{HELP}"))),
     };
-    if !["put", "get", "ls", "del"].contains(&verb) {
+    if !["put", "get", "ls", "del", "migrate"].contains(&verb) {
         return match verb {
             "serve" => Ok(crate::registry::run(arguments)?),
             "-h" | "--help" | "help" => Err(Ended::Help(HELP)),
@@ -61,8 +69,22 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
     }
     let grammar = Grammar {
         help: HELP,
-        values: &["endpoints", "cafile", "certfile", "keyfile"],
-        switches: &["json"],
+        values: match verb {
+            "migrate" => &[
+                "endpoints",
+                "cafile",
+                "certfile",
+                "keyfile",
+                "prefix",
+                "from",
+                "to",
+            ],
+            _ => &["endpoints", "cafile", "certfile", "keyfile"],
+        },
+        switches: match verb {
+            "migrate" => &["json", "dry-run", "finish"],
+            _ => &["json"],
+        },
         stop_at_positional: false,
     };
     let read = grammar.read(rest)?;
@@ -74,6 +96,7 @@ pub fn run(arguments: &[String], out: &mut Out) -> Result<ExitCode, Ended> {
 
 async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode, Ended> {
     let key = match verb {
+        "migrate" => "",
         "put" => read.exactly(["KEY", "VALUE"])?[0],
         "ls" => read.exactly(["PREFIX"])?[0],
         _ => read.exactly(["KEY"])?[0],
@@ -89,7 +112,18 @@ async fn client(verb: &str, read: &Arguments, out: &mut Out) -> Result<ExitCode,
             "--certfile and --keyfile: expected both or none".to_owned(),
         ));
     }
-    let mut kv = connect(read.value_or("endpoints", "http://127.0.0.1:2379"), &files).await?;
+    let endpoints = read.value_or("endpoints", "http://127.0.0.1:2379");
+    if verb == "migrate" {
+        let defaults = Options::default();
+        let options = Options {
+            endpoints: endpoints.to_owned(),
+            prefix: read.value_or("prefix", &defaults.prefix).to_owned(),
+            tls: files,
+            ..defaults
+        };
+        return migrate::run(read, options, out).await;
+    }
+    let (mut kv, _) = connect(endpoints, &files).await?;
     match verb {
         "put" => {
             let value = read.positionals.get(1).cloned().unwrap_or_default();
@@ -190,12 +224,13 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-async fn connect(endpoints: &str, files: &TlsFiles) -> anyhow::Result<Client> {
+/// Clients of the first endpoint that answers.
+pub async fn connect(endpoints: &str, files: &TlsFiles) -> anyhow::Result<(Client, LeaseClient<Connection>)> {
     let mut problem = anyhow!("no endpoint given");
     for endpoint in parse_endpoints(endpoints, files.any()).context("--endpoints")? {
         let url = endpoint.to_string();
-        match timeout(CONNECTING, key_value_client(endpoint, files)).await {
-            Ok(Ok(client)) => return Ok(client),
+        match timeout(CONNECTING, clients(endpoint, files)).await {
+            Ok(Ok(clients)) => return Ok(clients),
             Ok(Err(error)) => problem = anyhow!("no answer at {url}: {error}"),
             Err(_) => problem = anyhow!("no answer at {url} within {} s", CONNECTING.as_secs()),
         }
@@ -204,7 +239,7 @@ async fn connect(endpoints: &str, files: &TlsFiles) -> anyhow::Result<Client> {
 }
 
 /// An answer, or why there is none.
-async fn answered<T>(
+pub async fn answered<T>(
     request: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> anyhow::Result<T> {
     match timeout(ANSWERING, request).await {

@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use self::connection::{Connection, key_value_client};
+pub use self::connection::{Connection, clients};
 pub use self::store::{Stamp, Store};
 
 use crate::RegistryError;

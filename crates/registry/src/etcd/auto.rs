@@ -1,16 +1,19 @@
 //! `--etcd-api=auto`: the API under which the network config is, found out by asking both.
 //!
 //! INVARIANT: two nodes of one cluster never come to different answers for long. So an API that does not answer now is waited for;
-//! only one that is not spoken there at all counts as one without a config.
+//! only one that is not spoken there at all counts as one without a config. What lets v3 through and swallows v2 (a proxy for HTTP/2
+//! alone) never says so: there v3 is taken when it has answered for [`V2_PATIENCE`] and v2 has not once, but by no node that knows the
+//! cluster as one of v2.
 
 use std::convert::Infallible;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fabric::lease::Update;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::{info, warn};
@@ -27,6 +30,8 @@ use crate::{
 
 /// Who speaks HTTP/2 begins to do so within this time.
 const PREFACE_DEADLINE: Duration = Duration::from_secs(3);
+/// A member that answers by v3 and has v2 answers by it within seconds, a lost leader included. So long without an answer is none.
+const V2_PATIENCE: Duration = Duration::from_secs(60);
 /// How a client begins (RFC 9113, section 3.4), with settings that are all as they are anyway.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Bytes of a frame's header.
@@ -48,6 +53,16 @@ pub struct EtcdAuto {
     files: TlsFiles,
     state: watch::Sender<State>,
     chosen: watch::Sender<Option<Api>>,
+    silence: Mutex<Silence>,
+}
+
+/// What is known of a v2 API that does not answer where v3 has the config.
+#[derive(Debug, Default)]
+struct Silence {
+    /// Since when that is so, without a break.
+    since: Option<Instant>,
+    /// This node has spoken v2 before.
+    is_of_v2: bool,
 }
 
 impl EtcdAuto {
@@ -63,6 +78,7 @@ impl EtcdAuto {
             files: options.tls.clone(),
             state,
             chosen: watch::Sender::new(None),
+            silence: Mutex::default(),
         })
     }
 
@@ -94,6 +110,7 @@ impl EtcdAuto {
             v3 => v3,
         };
         self.note(&v3, &v2).await;
+        let is_lasting = self.is_lasting_silence(&v3, &v2);
         match (v3, v2) {
             (Look::Found(config), Look::Missing(_) | Look::Foreign) => {
                 self.settle(Api::V3, None).await;
@@ -110,6 +127,10 @@ impl EtcdAuto {
                 Err(RegistryError::NotFound { what, place })
             }
             (Look::Missing(missing), Look::Missing(_)) => Err(missing),
+            (Look::Found(config), Look::Failed(error)) if is_lasting => {
+                self.settle(Api::V3, Some(unheard(&error))).await;
+                Ok(config)
+            }
             (Look::Found(_), Look::Failed(error)) => Err(one_sided("v3", "v2", &error)),
             (Look::Failed(error), Look::Found(_)) => Err(one_sided("v2", "v3", &error)),
             (Look::Failed(error), _) | (_, Look::Failed(error)) => Err(error),
@@ -117,6 +138,22 @@ impl EtcdAuto {
                 "who answers speaks neither of etcd's APIs".to_owned(),
             )),
         }
+    }
+
+    /// Whether v3 has had a config, and v2 no answer at all, for as long as that is waited for.
+    fn is_lasting_silence(&self, v3: &Look, v2: &Look) -> bool {
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who refuses has heard.
+        let is_silent = matches!(
+            (v3, v2),
+            (Look::Found(_), Look::Failed(RegistryError::Unreachable(_)))
+        );
+        if !is_silent {
+            silence.since = None;
+            return false;
+        }
+        let since = *silence.since.get_or_insert_with(Instant::now);
+        since.elapsed() >= V2_PATIENCE && !silence.is_of_v2
     }
 
     /// Whether who answers by v2 fails to answer by v3 because it speaks nothing of the kind.
@@ -165,7 +202,6 @@ impl EtcdAuto {
                    goes by one of them"
                 .to_owned(),
         };
-        warn!("{}", trouble.text);
         self.settle(Api::V2, Some(trouble)).await;
         Ok(older)
     }
@@ -186,6 +222,11 @@ impl EtcdAuto {
         let news = self
             .chosen
             .send_if_modified(|chosen| chosen.replace(api) != Some(api));
+        if let Some(trouble) = &self.state.borrow().trouble
+            && news
+        {
+            warn!("{}", trouble.text);
+        }
         if news {
             info!("{spoken} is spoken: the network config is there");
         }
@@ -197,6 +238,17 @@ fn one_sided(has: &str, lacks: &str, error: &RegistryError) -> RegistryError {
         "the network config is there by etcd's {has} API, and whether {lacks} has one cannot be asked ({error}); \
          --etcd-api={has} goes by {has} alone"
     ))
+}
+
+fn unheard(error: &RegistryError) -> Trouble {
+    Trouble {
+        text: format!(
+            "etcd v3 is spoken, since it holds the network config and nothing answered by v2 for {} s ({error}): a config and \
+             leases under v2 would not be seen",
+            V2_PATIENCE.as_secs()
+        ),
+        hint: "where etcd has no v2 API, --etcd-api=v3 says so and waits for nothing".to_owned(),
+    }
 }
 
 /// Whether anybody there speaks HTTP/2, without which there is no v3 API.
@@ -281,6 +333,9 @@ impl Registry for EtcdAuto {
             Some(etcd2::SPOKEN) => Api::V2,
             _ => Api::V3,
         };
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        silence.is_of_v2 = api == Api::V2;
+        drop(silence);
         self.by(api).resume(revision, spoken);
     }
 

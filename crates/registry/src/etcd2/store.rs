@@ -306,6 +306,25 @@ impl Store {
         }
     }
 
+    /// Deletes the network config if it is this. Whether it is gone now.
+    pub async fn delete_config(&self, known: &[u8]) -> Result<bool, RegistryError> {
+        let mut query = "prevValue=".to_owned();
+        encode(&mut query, &String::from_utf8_lossy(known), |_| false);
+        let ask = Ask {
+            method: Method::DELETE,
+            path: path_of(self.keys.config(), &query),
+            form: String::new(),
+        };
+        match self.node("DELETE", ask, None).await {
+            Ok(_) => Ok(true),
+            Err(error) => match no(&error) {
+                Some((NOT_FOUND, _)) => Ok(true),
+                Some((COMPARE_FAILED | NOT_A_FILE, _)) => Ok(false),
+                _ => Err(error.into()),
+            },
+        }
+    }
+
     /// Gives an entry its whole time to live again, if it is as known.
     pub(super) async fn prolong_entry(
         &self,

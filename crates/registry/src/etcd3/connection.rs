@@ -12,6 +12,7 @@ use std::time::Duration;
 use etcd_proto::etcdserverpb::AuthenticateRequest;
 use etcd_proto::etcdserverpb::auth_client::AuthClient;
 use etcd_proto::etcdserverpb::kv_client::KvClient;
+use etcd_proto::etcdserverpb::lease_client::LeaseClient;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -54,14 +55,17 @@ pub struct Connection {
     answered: Arc<AtomicBool>,
 }
 
-/// A client of one member for keys that are none of flannel's, as tools need: no failover, no login.
-pub async fn key_value_client(
+/// Clients of one member for keys and etcd leases of any kind, as tools need: no failover, no login.
+pub async fn clients(
     endpoint: Endpoint,
     files: &TlsFiles,
-) -> Result<KvClient<Connection>, ConnectError> {
+) -> Result<(KvClient<Connection>, LeaseClient<Connection>), ConnectError> {
     let connection = Connection::open(&Arc::new(endpoint), files, None, &Arc::default(), 0).await?;
     let origin = connection.origin.clone();
-    Ok(KvClient::with_origin(connection, origin))
+    Ok((
+        KvClient::with_origin(connection.clone(), origin.clone()),
+        LeaseClient::with_origin(connection, origin),
+    ))
 }
 
 impl Line for Connection {

@@ -5,7 +5,7 @@ use registry::{EtcdAuto, Registry, RegistryError};
 
 use crate::ground::rig::Server;
 use crate::ground::{CONFIG, v2, value_of};
-use crate::relay::Relay;
+use crate::relay::{Lets, Relay};
 
 const V2_LEASE: &str = "/n/subnets/10.5.7.0-24";
 
@@ -62,7 +62,7 @@ async fn auto_when_both_are_served_then_the_one_under_which_the_config_is() {
 async fn auto_when_only_v2_is_served_then_v2() {
     let server = both();
     v2::ctl(&server, &["set", "/n/config", CONFIG]);
-    let relay = Relay::start(server.client_port(), true).await;
+    let relay = Relay::start(server.client_port(), Lets::Http1).await;
     let options = Options {
         endpoints: relay.endpoint.clone(),
         ..server.options()
@@ -109,7 +109,7 @@ async fn auto_when_neither_holds_a_config_then_both_are_named_and_the_first_to_h
 #[tokio::test]
 async fn auto_when_v3_is_not_served_and_v2_has_no_config_then_it_is_waited_for() {
     let server = both();
-    let relay = Relay::start(server.client_port(), true).await;
+    let relay = Relay::start(server.client_port(), Lets::Http1).await;
     let options = Options {
         endpoints: relay.endpoint.clone(),
         ..server.options()
@@ -182,4 +182,36 @@ async fn auto_when_nobody_listens_then_that_is_the_failure() {
     server.start_again();
     v2::ctl(&server, &["set", "/n/config", CONFIG]);
     assert_eq!(spoken(&etcd).await, "etcd v2");
+}
+
+/// A proxy for HTTP/2 alone does not say that it lets no v2 through: a node of a cluster of v3 does not wait for that for ever.
+#[tokio::test]
+async fn auto_when_v2_is_never_answered_then_v3_after_a_minute_with_a_word_but_not_by_a_node_of_v2() {
+    let server = both();
+    server.put("/n/config", CONFIG);
+    let relay = Relay::start(server.client_port(), Lets::Http2).await;
+    let options = Options {
+        endpoints: relay.endpoint.clone(),
+        ..server.options()
+    };
+    let (new, old) = (auto(&options), auto(&options));
+    old.resume(7, Some("etcd v2"));
+    let (first, second) = tokio::join!(new.network_config(), old.network_config());
+    for asked in [first, second] {
+        let error = asked.unwrap_err().to_string();
+        assert!(error.contains("--etcd-api=v3"), "{error}");
+    }
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    tokio::time::resume();
+    let (spoken, second) = tokio::join!(spoken(&new), old.network_config());
+    assert_eq!(spoken, "etcd v3");
+    let said = trouble(&new);
+    assert!(
+        said.contains("nothing answered by v2 for 60 s") && said.contains("--etcd-api=v3"),
+        "{said}"
+    );
+    let error = second.unwrap_err().to_string();
+    assert!(error.contains("--etcd-api=v3"), "{error}");
+    assert_eq!(old.states().borrow().spoken, None);
 }

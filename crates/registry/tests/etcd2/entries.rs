@@ -9,7 +9,7 @@ use registry::{Etcd2, Registry};
 
 use crate::ground::rig::Server;
 use crate::ground::{CONFIG, DAY, EtcdV2, Holder, Node, Watching, network, subnet, v2, value_of, wait_until};
-use crate::relay::Relay;
+use crate::relay::{Lets, Relay};
 
 fn server() -> Server {
     Server::start_with(None, &["--enable-v2"])
@@ -93,7 +93,7 @@ async fn watch_when_what_happened_is_forgotten_then_no_peer_that_is_there_is_eve
         &server,
         &["set", "/n/subnets/10.5.8.0-24", &value_of("192.0.2.8")],
     );
-    let relay = Relay::start(server.client_port(), false).await;
+    let relay = Relay::start(server.client_port(), Lets::All).await;
     let options = Options {
         endpoints: relay.endpoint.clone(),
         lease_ttl: DAY,

@@ -1,4 +1,4 @@
-//! A relay before a server: it can be cut, and can keep HTTP/2 out, as a server from before etcd 3 does.
+//! A relay before a server: it can be cut, can keep HTTP/2 out, as a server from before etcd 3 does, and HTTP/1, as a proxy may.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -9,6 +9,17 @@ use tokio::task::JoinHandle;
 const UNKNOWN_VERSION: &[u8] =
     b"HTTP/1.1 505 HTTP Version Not Supported: unsupported protocol version\r\nConnection: close\r\n\r\n";
 
+/// What comes through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lets {
+    /// All.
+    All,
+    /// Who begins with HTTP/2 is turned away.
+    Http1,
+    /// Who begins with anything else is never answered.
+    Http2,
+}
+
 /// Ends with its drop.
 pub struct Relay {
     pub endpoint: String,
@@ -17,8 +28,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Before a server on this port of loopback; `only_http1`: who begins with HTTP/2 is turned away.
-    pub async fn start(port: u16, only_http1: bool) -> Relay {
+    /// Before a server on this port of loopback.
+    pub async fn start(port: u16, lets: Lets) -> Relay {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let (cut, is_cut) = watch::channel(false);
@@ -33,7 +44,7 @@ impl Relay {
                     tokio::select! {
                         biased;
                         _ = cut.wait_for(|cut| *cut) => {}
-                        _ = carry(near, port, only_http1) => {}
+                        _ = carry(near, port, lets) => {}
                     }
                 });
             }
@@ -54,11 +65,16 @@ impl Drop for Relay {
     }
 }
 
-async fn carry(mut near: TcpStream, port: u16, only_http1: bool) -> std::io::Result<()> {
+async fn carry(mut near: TcpStream, port: u16, lets: Lets) -> std::io::Result<()> {
     let mut first = vec![0; 4096];
     let read = near.read(&mut first).await?;
-    if only_http1 && first.starts_with(b"PRI ") {
-        return near.write_all(UNKNOWN_VERSION).await;
+    match (lets, first.starts_with(b"PRI ")) {
+        (Lets::Http1, true) => return near.write_all(UNKNOWN_VERSION).await,
+        (Lets::Http2, false) => {
+            while near.read(&mut first).await? > 0 {}
+            return Ok(());
+        }
+        _ => {}
     }
     let mut far = TcpStream::connect(("127.0.0.1", port)).await?;
     far.write_all(&first[..read]).await?;
