@@ -14,7 +14,7 @@ pub mod wire;
 use std::sync::Mutex;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 pub use self::connection::{Connection, clients};
 pub use self::store::{Stamp, Store};
@@ -28,6 +28,9 @@ use crate::state::State;
 
 /// What is spoken, for people.
 pub const SPOKEN: &str = "etcd v3";
+
+/// A grant of so much less than ours is as good: answers take their time.
+const ROUNDING: Duration = Duration::from_secs(60);
 
 impl Store {
     /// A client that is not connected yet. Certificate files are read when connecting, so they may come later.
@@ -131,6 +134,10 @@ impl Entries for Store {
 
     async fn prolong(&self, _: &str, known: &Stamp) -> Result<Option<(Stamp, Instant)>, RegistryError> {
         let grant = self.keep_alive(known.lease).await?;
+        // A grant that others made for less time lives on as that; to live as long as ours do, the entry needs another.
+        let whole = Duration::from_secs(self.lease_ttl.unsigned_abs()).saturating_sub(ROUNDING);
+        let is_whole = |grant: &store::Grant| grant.expires >= Instant::now() + whole;
+        let grant = grant.filter(is_whole);
         Ok(grant.map(|grant| (*known, grant.expires)))
     }
 
