@@ -1,6 +1,6 @@
 //! `flannelctl registry migrate` over a real etcd with both APIs; etcdctl is the witness.
 
-#![allow(clippy::unwrap_used, clippy::panic, dead_code)] // Everything here is a test; of the rig not all is used.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)] // Everything here is a test; of the rig not all is used.
 
 #[path = "../../registry/tests/etcd3/rig.rs"]
 mod rig;
