@@ -140,15 +140,14 @@ pub async fn run(read: &Arguments, options: Options, out: &mut Out) -> Result<Ex
     } else {
         for step in &migration.steps {
             let mut line = format!("{:<13} {}", step.deed.word(is_dry), step.key);
-            for part in [
+            let parts = [
                 step.value.clone(),
                 step.seconds.map(|seconds| format!("(ends in {seconds} s)")),
                 step.why.as_ref().map(|why| format!("({why})")),
-            ] {
-                if let Some(part) = part {
-                    line.push(' ');
-                    line.push_str(&part);
-                }
+            ];
+            for part in parts.into_iter().flatten() {
+                line.push(' ');
+                line.push_str(&part);
             }
             out.line(&line)?;
         }
