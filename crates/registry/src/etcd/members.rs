@@ -51,7 +51,7 @@ pub(crate) trait Line: Clone + Send + Sync {
         number: u64,
     ) -> impl Future<Output = Result<Self, ConnectError>> + Send;
 
-    /// The same, for a first try beside which there are others: it may wait less long for the beginning of an answer.
+    /// The same, for a try that is not the last: it may wait less long for the beginning of an answer.
     fn impatient(&self) -> Self {
         self.clone()
     }
@@ -225,7 +225,7 @@ impl<L: Line> Members<L> {
         let mut tries = self.endpoints.len() + 1;
         while failures.len() < tries {
             let line = self.line().await?;
-            let asked = match failures.is_empty() && self.endpoints.len() > 1 {
+            let asked = match failures.len() + 1 < self.endpoints.len() {
                 true => line.impatient(),
                 false => line.clone(),
             };

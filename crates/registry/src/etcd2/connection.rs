@@ -32,8 +32,8 @@ use crate::{RegistryError, dial, names};
 /// Largest answer that is kept whole: a request may have 1.5 MiB, of which each byte can be written as six.
 const LARGEST: usize = 16 << 20;
 
-/// How long the first answer of several that can be had may take to begin.
-const FIRST_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long an answer may take to begin while there are others to ask.
+const IMPATIENCE: Duration = Duration::from_millis(1500);
 
 /// A connection; clones share it.
 #[derive(Clone)]
@@ -173,7 +173,7 @@ impl Line for Connection {
     /// and has another leader after one or two: asked again, it answers.
     fn impatient(&self) -> Connection {
         Connection {
-            patience: Some(FIRST_PATIENCE),
+            patience: Some(IMPATIENCE),
             ..self.clone()
         }
     }
