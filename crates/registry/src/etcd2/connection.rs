@@ -1,7 +1,6 @@
 //! One HTTP/1.1 connection to one member. What is asked goes one after the other; whoever listens for as long as it may take has
 //! a connection to itself.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -304,13 +303,5 @@ impl Connection {
             body: response.into_body(),
             cutter: Cutter::new(wanted, longest),
         })
-    }
-}
-
-/// The cause of a failure, which hyper names one level down.
-pub(super) fn cause_of(failure: &(dyn Error + 'static)) -> String {
-    match failure.source() {
-        Some(cause) => format!("{failure}: {cause}"),
-        None => failure.to_string(),
     }
 }

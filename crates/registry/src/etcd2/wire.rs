@@ -10,7 +10,6 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::connection::cause_of;
 use super::stamp::Stamp;
 use crate::entries::{Change, Entry};
 use crate::etcd::Keys;
@@ -155,6 +154,14 @@ impl Refused {
             Refused::Unanswered { is_foreign, .. } => *is_foreign,
             Refused::Odd(_) => true,
         }
+    }
+}
+
+/// The cause of a failure, which hyper names one level down.
+fn cause_of(failure: &(dyn Error + 'static)) -> String {
+    match failure.source() {
+        Some(cause) => format!("{failure}: {cause}"),
+        None => failure.to_string(),
     }
 }
 
