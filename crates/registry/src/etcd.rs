@@ -4,6 +4,7 @@ mod auto;
 mod endpoint;
 mod keys;
 mod members;
+mod reach;
 mod tls;
 
 use std::fmt;
@@ -18,7 +19,8 @@ pub use self::members::ConnectError;
 pub use self::tls::{TlsError, TlsFiles};
 
 pub(crate) use self::members::{CallError, Line, Members, Verdict};
-pub(crate) use self::tls::{Showing, tls_failure};
+pub(crate) use self::reach::{Protocol, Reached, reach};
+pub(crate) use self::tls::Showing;
 
 /// Every request but a watch is answered within this time, or counts as failed.
 pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(5);

@@ -27,7 +27,7 @@ use self::listing::Listed;
 use crate::RegistryError;
 use crate::chance::Chance;
 use crate::entries::{End, Entries, Entry, Life, Listing, Mark, Seen, Told, Wish, Written};
-use crate::etcd::{Endpoint, Keys, Members, Options, OptionsError};
+use crate::etcd::{Keys, Members, Options, OptionsError};
 use crate::leases::Leases;
 use crate::state::State;
 
@@ -36,7 +36,7 @@ pub const SPOKEN: &str = "etcd v2";
 
 /// The entries below one prefix of a store of etcd's v2 API. Connects on first use and for as long as it lives goes on trying.
 pub struct Store {
-    members: Members<Connection>,
+    pub(crate) members: Members<Connection>,
     keys: Keys,
     /// Seconds.
     lease_ttl: i64,
@@ -74,18 +74,6 @@ impl Store {
             listed: Mutex::default(),
             refreshes: AtomicBool::new(true),
         })
-    }
-}
-
-impl Store {
-    /// Whether log and state hear of what happens.
-    pub(crate) async fn speak(&self, aloud: bool) {
-        self.members.speak(aloud).await;
-    }
-
-    /// Where the connection in use leads; `None` while there is none.
-    pub(crate) async fn endpoint(&self) -> Option<Endpoint> {
-        self.members.endpoint().await
     }
 }
 

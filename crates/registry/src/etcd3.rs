@@ -22,7 +22,7 @@ pub use self::store::{Stamp, Store};
 use crate::RegistryError;
 use crate::chance::Chance;
 use crate::entries::{End, Entries, Life, Listing, Mark, Seen, Told, Wish, Written};
-use crate::etcd::{Endpoint, Keys, Members, Options, OptionsError};
+use crate::etcd::{Keys, Members, Options, OptionsError};
 use crate::leases::Leases;
 use crate::state::State;
 
@@ -57,18 +57,6 @@ impl Store {
             chance,
             spare: Mutex::new(None),
         })
-    }
-}
-
-impl Store {
-    /// Whether log and state hear of what happens.
-    pub(crate) async fn speak(&self, aloud: bool) {
-        self.members.speak(aloud).await;
-    }
-
-    /// Where the connection in use leads; `None` while there is none.
-    pub(crate) async fn endpoint(&self) -> Option<Endpoint> {
-        self.members.endpoint().await
     }
 }
 

@@ -11,21 +11,19 @@ use std::time::Duration;
 
 use fabric::lease::Update;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::{info, warn};
 
 use super::members::{note_connected, note_failure};
-use super::tls::{TlsFiles, tls_failure};
-use super::{Address, ConnectError, Endpoint, Look, Options, OptionsError};
+use super::reach::{Protocol, reach};
+use super::tls::TlsFiles;
+use super::{ConnectError, Endpoint, Look, Options, OptionsError};
 use crate::entries::{Entries, Scope, Wish};
 use crate::state::{State, States, Trouble};
 use crate::{
     AcquireError, Chance, Etcd2, Etcd3, Held, Holding, Leases, Over, Pending, Registry, RegistryError,
-    Wanted, dial, etcd2, etcd3, names,
+    Wanted, etcd2, etcd3,
 };
 
 /// Who speaks HTTP/2 begins to do so within this time.
@@ -158,7 +156,7 @@ impl EtcdAuto {
 
     /// Whether who answers by v2 fails to answer by v3 because it speaks nothing of the kind.
     async fn second_look(&self, failed: RegistryError) -> Look {
-        let Some(endpoint) = self.v2.entries().endpoint().await else {
+        let Some(endpoint) = self.v2.entries().members.endpoint().await else {
             return Look::Failed(failed);
         };
         match speaks_http2(&endpoint, &self.files).await {
@@ -174,8 +172,8 @@ impl EtcdAuto {
             (Look::Failed(error), Look::Failed(_)) => {
                 return note_failure(&self.state, &error.to_string(), true);
             }
-            (Look::Failed(_) | Look::Foreign, _) => self.v2.entries().endpoint().await,
-            _ => self.v3.entries().endpoint().await,
+            (Look::Failed(_) | Look::Foreign, _) => self.v2.entries().members.endpoint().await,
+            _ => self.v3.entries().members.endpoint().await,
         };
         if let Some(endpoint) = endpoint {
             note_connected(&self.state, &endpoint);
@@ -211,8 +209,8 @@ impl EtcdAuto {
             Api::V2 => etcd2::SPOKEN,
             Api::V3 => etcd3::SPOKEN,
         };
-        self.v2.entries().speak(api == Api::V2).await;
-        self.v3.entries().speak(api == Api::V3).await;
+        self.v2.entries().members.speak(api == Api::V2).await;
+        self.v3.entries().members.speak(api == Api::V3).await;
         self.state.send_if_modified(|state| {
             let news = state.spoken != Some(spoken) || state.trouble != trouble;
             state.spoken = Some(spoken);
@@ -254,20 +252,8 @@ fn unheard(error: &RegistryError) -> Trouble {
 /// Whether anybody there speaks HTTP/2, without which there is no v3 API.
 async fn speaks_http2(endpoint: &Endpoint, files: &TlsFiles) -> Result<bool, ConnectError> {
     let asking = async {
-        match &endpoint.address {
-            Address::Unix(path) => answers_preface(UnixStream::connect(path).await?).await,
-            Address::Tcp { host, port } => {
-                let found = names::look_up(host, *port).await?;
-                let stream = dial::connect(&found).await?;
-                if !endpoint.tls {
-                    return answers_preface(stream).await;
-                }
-                let connector = TlsConnector::from(std::sync::Arc::new(files.load()?.0));
-                let name = ServerName::try_from(host.clone())?;
-                let stream = connector.connect(name, stream).await.map_err(tls_failure)?;
-                answers_preface(stream).await
-            }
-        }
+        let reached = reach(endpoint, files, Protocol::Http2).await?;
+        answers_preface(reached.stream).await
     };
     timeout(PREFACE_DEADLINE, asking).await?
 }

@@ -80,7 +80,7 @@ impl TlsFiles {
         Ok(())
     }
 
-    /// Reads the files into a client configuration for HTTP/2, which leaves word of what the server wanted.
+    /// Reads the files into a client configuration, whose protocol is still to be named, and which leaves word of what the server wanted.
     pub(crate) fn load(&self) -> Result<(ClientConfig, Arc<Showing>), TlsError> {
         let roots = Arc::new(match &self.cafile {
             Some(path) => roots_from(path)?,
@@ -105,8 +105,7 @@ impl TlsFiles {
             roots,
             asked: AtomicBool::new(false),
         });
-        let mut config = builder.with_client_cert_resolver(Arc::<Showing>::clone(&showing));
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let config = builder.with_client_cert_resolver(Arc::<Showing>::clone(&showing));
         Ok((config, showing))
     }
 }

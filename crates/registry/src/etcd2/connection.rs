@@ -15,18 +15,16 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, U
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::cutter::Cutter;
 use super::wire::{Refused, refusal};
+use crate::RegistryError;
 use crate::etcd::{
-    Address, CallError, ConnectError, Credentials, Endpoint, Line, Showing, TlsFiles, Verdict, tls_failure,
+    CallError, ConnectError, Credentials, Endpoint, Line, Protocol, Reached, Showing, TlsFiles, Verdict,
+    reach,
 };
-use crate::{RegistryError, dial, names};
 
 /// Largest answer that is kept whole: a request may have 1.5 MiB, of which each byte can be written as six.
 const LARGEST: usize = 16 << 20;
@@ -128,31 +126,8 @@ impl Line for Connection {
         sent: &Arc<AtomicU64>,
         number: u64,
     ) -> Result<Connection, ConnectError> {
-        // Before anything else: a file that is missing is the first thing to be told, also while nobody listens.
-        if endpoint.tls {
-            files.check()?;
-        }
-        let mut shown = None;
-        let sender = match &endpoint.address {
-            Address::Tcp { host, port } => {
-                let found = names::look_up(host, *port).await?;
-                let stream = dial::connect(&found).await?;
-                stream.set_nodelay(true)?;
-                dial::notice_silence(&stream)?;
-                if endpoint.tls {
-                    let (mut config, showing) = files.load()?;
-                    shown = Some(showing);
-                    // HTTP/2 has no place for one that hangs beside others.
-                    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-                    let name = ServerName::try_from(host.clone())?;
-                    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream);
-                    handshake(stream.await.map_err(tls_failure)?).await?
-                } else {
-                    handshake(stream).await?
-                }
-            }
-            Address::Unix(path) => handshake(UnixStream::connect(path).await?).await?,
-        };
+        let Reached { stream, shown } = reach(endpoint, files, Protocol::Http1).await?;
+        let sender = handshake(stream).await?;
         let origin = endpoint.origin();
         let authority = origin.split_once("://").map_or(origin.as_str(), |(_, rest)| rest);
         Ok(Connection {

@@ -291,9 +291,22 @@ impl Store {
 
     /// Deletes an entry if it is as known. Whether it is gone now: also when it was before.
     pub(super) async fn delete_entry(&self, key: &str, known: &Stamp) -> Result<bool, CallError> {
+        let query = format!("prevIndex={}", known.modified);
+        self.delete_if(path_of(&self.keys.at(key), &query)).await
+    }
+
+    /// Deletes the network config if it is this. Whether it is gone now.
+    pub async fn delete_config(&self, known: &[u8]) -> Result<bool, RegistryError> {
+        let mut query = "prevValue=".to_owned();
+        encode(&mut query, &String::from_utf8_lossy(known), |_| false);
+        Ok(self.delete_if(path_of(self.keys.config(), &query)).await?)
+    }
+
+    /// Deletes what a path with its guard names. Whether it is gone now.
+    async fn delete_if(&self, path: String) -> Result<bool, CallError> {
         let ask = Ask {
             method: Method::DELETE,
-            path: path_of(&self.keys.at(key), &format!("prevIndex={}", known.modified)),
+            path,
             form: String::new(),
         };
         match self.node("DELETE", ask, None).await {
@@ -302,25 +315,6 @@ impl Store {
                 Some((NOT_FOUND, _)) => Ok(true),
                 Some((COMPARE_FAILED | NOT_A_FILE, _)) => Ok(false),
                 _ => Err(error),
-            },
-        }
-    }
-
-    /// Deletes the network config if it is this. Whether it is gone now.
-    pub async fn delete_config(&self, known: &[u8]) -> Result<bool, RegistryError> {
-        let mut query = "prevValue=".to_owned();
-        encode(&mut query, &String::from_utf8_lossy(known), |_| false);
-        let ask = Ask {
-            method: Method::DELETE,
-            path: path_of(self.keys.config(), &query),
-            form: String::new(),
-        };
-        match self.node("DELETE", ask, None).await {
-            Ok(_) => Ok(true),
-            Err(error) => match no(&error) {
-                Some((NOT_FOUND, _)) => Ok(true),
-                Some((COMPARE_FAILED | NOT_A_FILE, _)) => Ok(false),
-                _ => Err(error.into()),
             },
         }
     }

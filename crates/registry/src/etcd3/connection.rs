@@ -17,9 +17,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::body::Body;
 use tonic::codegen::http::uri::Uri;
 use tonic::codegen::http::{HeaderValue, Request, Response};
@@ -27,10 +24,10 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::etcd::{
-    Address, CallError, ConnectError, Credentials, Endpoint, Line, REQUEST_DEADLINE, Showing, TlsFiles,
-    Verdict, tls_failure,
+    CallError, ConnectError, Credentials, Endpoint, Line, Protocol, REQUEST_DEADLINE, Reached, Showing,
+    TlsFiles, Verdict, reach,
 };
-use crate::{RegistryError, dial, names};
+use crate::{RegistryError, dial};
 
 /// Pings while a stream is open and nothing was read for so long. etcd refuses them more often than every 5 s, and
 /// without an open stream altogether.
@@ -78,29 +75,8 @@ impl Line for Connection {
         sent: &Arc<AtomicU64>,
         number: u64,
     ) -> Result<Connection, ConnectError> {
-        // Before anything else: a file that is missing is the first thing to be told, also while nobody listens.
-        if endpoint.tls {
-            files.check()?;
-        }
-        let mut shown = None;
-        let sender = match &endpoint.address {
-            Address::Tcp { host, port } => {
-                let found = names::look_up(host, *port).await?;
-                let stream = dial::connect(&found).await?;
-                stream.set_nodelay(true)?;
-                if endpoint.tls {
-                    let (config, showing) = files.load()?;
-                    shown = Some(showing);
-                    let connector = TlsConnector::from(Arc::new(config));
-                    let name = ServerName::try_from(host.clone())?;
-                    let stream = connector.connect(name, stream).await.map_err(tls_failure)?;
-                    handshake(stream).await?
-                } else {
-                    handshake(stream).await?
-                }
-            }
-            Address::Unix(path) => handshake(UnixStream::connect(path).await?).await?,
-        };
+        let Reached { stream, shown } = reach(endpoint, files, Protocol::Http2).await?;
+        let sender = handshake(stream).await?;
         let mut connection = Connection {
             sender,
             token: None,

@@ -52,7 +52,7 @@ impl Handle for Stamp {
 
 /// The entries below one prefix of an etcd cluster. Connects on first use and for as long as it lives goes on trying.
 pub struct Store {
-    pub(super) members: Members<Connection>,
+    pub(crate) members: Members<Connection>,
     pub(super) keys: Keys,
     pub(super) lease_ttl: i64,
     pub(super) chance: Chance,
