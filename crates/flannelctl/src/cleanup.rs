@@ -261,8 +261,9 @@ fn take_away(
     out: &mut Out,
 ) -> Result<ExitCode, Ended> {
     let (mut removed, mut failed) = (Vec::new(), Vec::new());
-    for mut item in std::mem::take(&mut findings.items) {
-        match act(&mut item) {
+    let mut remover = kernel_objects::Remover::default();
+    for item in std::mem::take(&mut findings.items) {
+        match act(&item, &mut remover) {
             Ok(()) => {
                 if !as_json {
                     out.line(&format!("removed {}", item.text))?;
@@ -316,9 +317,9 @@ fn code(is_good: bool) -> ExitCode {
     }
 }
 
-fn act(item: &mut Item) -> anyhow::Result<()> {
-    match &mut item.act {
-        Act::Object(op) => kernel_objects::remove(op),
+fn act(item: &Item, remover: &mut kernel_objects::Remover) -> anyhow::Result<()> {
+    match &item.act {
+        Act::Object(op) => remover.remove(op),
         Act::Rules(removal) => firewall::remove(removal),
         Act::Bridge(name) => kernel_objects::remove_bridge(*name),
         Act::Plugins(folder) => runtimes::uninstall(folder),

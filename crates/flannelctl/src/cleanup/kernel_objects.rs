@@ -98,17 +98,26 @@ fn mirror() -> Result<Kernel, KernelError> {
     Ok(kernel)
 }
 
-pub fn remove(op: &Op) -> anyhow::Result<()> {
-    let mut kernel = mirror()?;
-    let how = ApplyOptions {
-        nexthop_objects: true,
-    };
-    for outcome in kernel.apply(std::slice::from_ref(op), how) {
-        if let Outcome::Failed(why) = outcome {
-            bail!(why);
+/// The kernel that things are taken out of, looked at once for all of them.
+#[derive(Default)]
+pub struct Remover(Option<Kernel>);
+
+impl Remover {
+    pub fn remove(&mut self, op: &Op) -> anyhow::Result<()> {
+        let kernel = match &mut self.0 {
+            Some(kernel) => kernel,
+            none => none.insert(mirror()?),
+        };
+        let how = ApplyOptions {
+            nexthop_objects: true,
+        };
+        for outcome in kernel.apply(std::slice::from_ref(op), how) {
+            if let Outcome::Failed(why) = outcome {
+                bail!(why);
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 pub fn remove_bridge(name: LinkName) -> anyhow::Result<()> {
