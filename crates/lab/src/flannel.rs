@@ -139,6 +139,33 @@ impl Lab {
         Ok(Env::parse(&self.host(host).read(SUBNET_ENV)?))
     }
 
+    /// Whether every host's `flannelctl status` has these words.
+    ///
+    /// # Errors
+    /// What the first that does not says instead.
+    pub fn all_say(&self, words: &str) -> Result<(), String> {
+        self.hosts().iter().try_for_each(|host| {
+            let text = host.shell("flannelctl status || true");
+            let text = text.map_err(|error| error.to_string())?;
+            match text.contains(words) {
+                true => Ok(()),
+                false => Err(format!("{} does not say {words:?}: {text}", host.name)),
+            }
+        })
+    }
+
+    /// Whether every host calls itself ready.
+    ///
+    /// # Errors
+    /// What the first that does not says instead.
+    pub fn all_ready(&self) -> Result<(), String> {
+        self.hosts().iter().try_for_each(|host| {
+            let said = host.run(&["flannelctl", "status"]);
+            said.map(|_| ())
+                .map_err(|error| format!("{}: {error}", host.name))
+        })
+    }
+
     /// Waits until every host has its subnet and a route to every other host's. Gives the time it took.
     pub fn wait_for_routes(&self, limit: Duration) -> Result<Duration, LabError> {
         let mut envs: Vec<Option<Env>> = vec![None; self.spec.hosts];

@@ -147,23 +147,6 @@ impl Bed {
         })
     }
 
-    fn all_say(&self, words: &str) -> Result<(), String> {
-        (1..=HOSTS).try_for_each(|host| {
-            let text = self.lab.host(host).shell("flannelctl status || true").unwrap();
-            match text.contains(words) {
-                true => Ok(()),
-                false => Err(format!("h{host} does not say {words:?}: {text}")),
-            }
-        })
-    }
-
-    fn all_ready(&self) -> Result<(), String> {
-        (1..=HOSTS).try_for_each(|host| {
-            let said = self.lab.host(host).run(&["flannelctl", "status"]);
-            said.map(|_| ()).map_err(|error| format!("h{host}: {error}"))
-        })
-    }
-
     fn row(
         &mut self,
         name: &str,
@@ -257,7 +240,7 @@ fn move_to_v3(bed: &mut Bed) {
     assert_eq!(finished.matches("removed").count(), HOSTS + 1, "{finished}");
     assert!(bed.ctl(&format!("get {KEY}")).is_err(), "nothing is under v2");
     assert_eq!(bed.insist(&format!("ls {SUBNETS}")).trim(), "");
-    bed.row("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
     bed.row(
         "    and h1 without the flag",
         AIM,
@@ -267,7 +250,7 @@ fn move_to_v3(bed: &mut Bed) {
         },
         |bed| {
             bed.is_followed()?;
-            bed.all_say("etcd v3")
+            bed.lab.all_say("etcd v3")
         },
     );
 }
@@ -279,7 +262,7 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
         "no config yet: every node says that neither API has one",
         AIM,
         |_| {},
-        |bed| bed.all_say("in the registry (etcd v3 and v2)"),
+        |bed| bed.lab.all_say("in the registry (etcd v3 and v2)"),
     );
     bed.row(
         "etcdctl set /coreos.com/network/config < flannel-config.json: every node has a subnet and all routes",
@@ -291,12 +274,17 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
         },
         Bed::is_followed,
     );
-    bed.row("    and is ready, by its own word", AIM, |_| {}, Bed::all_ready);
+    bed.row(
+        "    and is ready, by its own word",
+        AIM,
+        |_| {},
+        |bed| bed.lab.all_ready(),
+    );
     bed.row(
         "    and says what it speaks",
         AIM,
         |_| {},
-        |bed| bed.all_say("etcd v2"),
+        |bed| bed.lab.all_say("etcd v2"),
     );
     is_written_as_by_go(&bed);
     assert!(bed.ctl(&format!("mk {KEY} x")).is_err(), "it is there already");
@@ -353,7 +341,7 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
         "all members are killed: every node says that what it has is stale",
         Duration::from_secs(10),
         |bed| bed.cluster.kill_all(),
-        |bed| bed.all_say("stale: "),
+        |bed| bed.lab.all_say("stale: "),
     );
     bed.row(
         "    they are back, and a node joins",
@@ -364,7 +352,7 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
         },
         Bed::is_followed,
     );
-    bed.row("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
     bed.row(
         "more has happened than the store remembers while the daemons were held; nodes have come and gone",
         AIM,
@@ -386,7 +374,7 @@ fn nodes_of_a_v2_cluster_come_up_as_the_documents_say_and_follow_it_whatever_hap
         },
         Bed::is_followed,
     );
-    bed.row("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
     move_to_v3(&mut bed);
     assert_eq!(bed.subnet(1), Some(own));
 

@@ -212,31 +212,6 @@ impl Bed {
         serde_json::from_str(&text).unwrap_or_default()
     }
 
-    /// Whether all hosts say this.
-    ///
-    /// # Errors
-    /// What one says instead.
-    pub fn all_say(&self, words: &str) -> Result<(), String> {
-        (1..=HOSTS).try_for_each(|host| {
-            let text = self.lab.host(host).shell("flannelctl status || true").unwrap();
-            match text.contains(words) {
-                true => Ok(()),
-                false => Err(format!("h{host} does not say {words:?}: {text}")),
-            }
-        })
-    }
-
-    /// Whether all hosts call themselves ready.
-    ///
-    /// # Errors
-    /// What one says instead.
-    pub fn all_ready(&self) -> Result<(), String> {
-        (1..=HOSTS).try_for_each(|host| {
-            let said = self.lab.host(host).run(&["flannelctl", "status"]);
-            said.map(|_| ()).map_err(|error| format!("h{host}: {error}"))
-        })
-    }
-
     /// The member that a host is connected to.
     pub fn member_of(&self, host: usize) -> usize {
         let endpoint = self.status(host)["registry"]["endpoint"].clone();

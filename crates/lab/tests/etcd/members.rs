@@ -74,7 +74,7 @@ pub fn rows(bed: &mut Bed) {
         "    meanwhile every node says that what it has is stale",
         Duration::from_secs(10),
         |_| {},
-        |bed| bed.all_say("stale: "),
+        |bed| bed.lab.all_say("stale: "),
     );
     let ghost = bed.ghost();
     bed.row("    they are back, and a lease is written", |bed| {
@@ -82,7 +82,7 @@ pub fn rows(bed: &mut Bed) {
         bed.write(std::slice::from_ref(&ghost), &[]);
     });
     bed.row("    and every node is ready", |_| {});
-    bed.row_within("    by its own word", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    by its own word", AIM, |_| {}, |bed| bed.lab.all_ready());
 
     // Two hundred at once, half of them gone again, while nobody hears and what was is forgotten.
     let many: Vec<(String, String)> = (0..100).map(|_| bed.ghost()).collect();

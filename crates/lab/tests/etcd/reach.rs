@@ -42,7 +42,7 @@ fn names(bed: &mut Bed) {
             bed.write(std::slice::from_ref(&ghost), &[]);
         },
     );
-    bed.row_within("    and h3 is ready", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    and h3 is ready", AIM, |_| {}, |bed| bed.lab.all_ready());
     know(bed, &[]);
     (0..MEMBERS).for_each(|member| bed.cluster.kill(member));
     bed.row_within(
@@ -98,7 +98,7 @@ fn silence(bed: &mut Bed) {
         },
         Bed::is_followed,
     );
-    bed.row_within("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
     bed.lab.switch().shell("iptables -w 5 -F INPUT").unwrap();
 }
 
@@ -125,7 +125,7 @@ fn certificates(bed: &mut Bed) {
         "the servers' certificates have expired: every node says so",
         Duration::from_secs(10),
         |_| {},
-        |bed| bed.all_say("invalid peer certificate: Expired"),
+        |bed| bed.lab.all_say("invalid peer certificate: Expired"),
     );
     bed.stands("    what is known stays", Duration::from_secs(1));
     let ghost = bed.ghost();
@@ -135,7 +135,7 @@ fn certificates(bed: &mut Bed) {
         bed.cluster.run_all(&bed.lab);
         bed.write(std::slice::from_ref(&ghost), &[]);
     });
-    bed.row_within("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
 }
 
 /// A cluster that knows users from now on, of which the certificate's name is one that may do nothing.
@@ -151,7 +151,7 @@ fn users(bed: &mut Bed) {
         "the daemons' user may read nothing any more: every node says so",
         Duration::from_secs(15),
         |_| {},
-        |bed| bed.all_say("permission denied"),
+        |bed| bed.lab.all_say("permission denied"),
     );
     bed.stands("    what is known stays", Duration::from_secs(1));
     bed.cluster
@@ -161,5 +161,5 @@ fn users(bed: &mut Bed) {
     bed.row("    there are no users any more, and a lease is written", |bed| {
         bed.write(std::slice::from_ref(&ghost), &[]);
     });
-    bed.row_within("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
 }

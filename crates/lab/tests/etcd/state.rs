@@ -31,9 +31,14 @@ fn full(bed: &mut Bed) {
             // A watch that stands asks seldom, one that begins soon.
             bed.signal(Signal::HUP);
         },
-        |bed| bed.all_say("alarm NOSPACE"),
+        |bed| bed.lab.all_say("alarm NOSPACE"),
     );
-    bed.row_within("    and is ready all the same", AIM, |_| {}, Bed::all_ready);
+    bed.row_within(
+        "    and is ready all the same",
+        AIM,
+        |_| {},
+        |bed| bed.lab.all_ready(),
+    );
     bed.row_within(
         "    space is made: nobody says so any more",
         Duration::from_secs(15),
@@ -46,7 +51,7 @@ fn full(bed: &mut Bed) {
             ctl(&["defrag"]);
             ctl(&["alarm", "disarm"]);
         },
-        |bed| match bed.all_say("alarm NOSPACE") {
+        |bed| match bed.lab.all_say("alarm NOSPACE") {
             Ok(()) => Err("it is still said".to_owned()),
             Err(_) => Ok(()),
         },
@@ -93,7 +98,7 @@ fn restored(bed: &mut Bed) {
         },
         Bed::is_followed,
     );
-    bed.row_within("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
 }
 
 fn emptied(bed: &mut Bed) {
@@ -110,7 +115,7 @@ fn emptied(bed: &mut Bed) {
                 .ctl(&bed.lab, &["put", CONFIG_KEY, &other.to_string()])
                 .unwrap();
         },
-        |bed| bed.all_say("10.9.0.0/16"),
+        |bed| bed.lab.all_say("10.9.0.0/16"),
     );
     let right = network();
     bed.row_within(
@@ -132,5 +137,5 @@ fn emptied(bed: &mut Bed) {
             (count == 3).then_some(()).ok_or(keys)
         },
     );
-    bed.row_within("    all are ready", AIM, |_| {}, Bed::all_ready);
+    bed.row_within("    all are ready", AIM, |_| {}, |bed| bed.lab.all_ready());
 }
