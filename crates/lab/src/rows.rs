@@ -30,6 +30,11 @@ pub fn until(limit: Duration, mut is_so: impl FnMut() -> Result<(), String>) -> 
     }
 }
 
+/// A line on standard output, of a test whose output is shown as it comes.
+pub fn print(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
 impl Rows {
     /// An empty one.
     pub fn new(shared: Duration, width: usize) -> Rows {
@@ -43,7 +48,7 @@ impl Rows {
 
     /// A line of its own.
     pub fn say(&mut self, text: &str) {
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
+        print(text);
         let _ = writeln!(self.text, "{text}");
     }
 
@@ -67,6 +72,11 @@ impl Rows {
         } else if took > aim + self.shared {
             self.fail(format!("{name}: only after {took:?}"));
         }
+    }
+
+    /// The table so far.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// All that was wrong, behind the whole table; `None` where nothing was.

@@ -1,7 +1,6 @@
 //! A cluster of machines, and what its pods notice of what is done to it.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use lab::kube::Cluster;
 use lab::reach::parse_echo;
 use lab::rig::{executables, traces, unique_name};
+use lab::rows::{Rows, print};
 use lab::store::Kind;
 use lab::{Families, Lab, LabError, Spec};
 use rustix::process::Signal;
@@ -25,8 +25,7 @@ pub const MANIFEST: &str = "deploy/kube-flannel.yml";
 
 pub struct Bed {
     pub lab: Lab,
-    table: String,
-    failures: Vec<String>,
+    rows: Rows,
 }
 
 impl Bed {
@@ -44,10 +43,10 @@ impl Bed {
         lab.start_store(Kind::Kube).unwrap();
         let mut bed = Bed {
             lab,
-            table: String::new(),
-            failures: Vec::new(),
+            // How long a row may take is for its deed to say.
+            rows: Rows::new(Duration::ZERO, 0),
         };
-        bed.say(&format!(
+        bed.rows.say(&format!(
             "\n{HOSTS} machines after {:.1} s, all of them Nodes after {:.1} s\n",
             machines.as_secs_f64(),
             began.elapsed().as_secs_f64()
@@ -64,11 +63,6 @@ impl Bed {
         self.cluster()
             .kubectl(arguments, "")
             .unwrap_or_else(|e| panic!("{e}"))
-    }
-
-    fn say(&mut self, text: &str) {
-        print(text);
-        let _ = writeln!(self.table, "{text}");
     }
 
     /// One row: something is done until it is so, while the pods of all hosts but `away` ping each other.
@@ -99,13 +93,12 @@ impl Bed {
 
     fn line(&mut self, name: &str, took: Duration, rest: &str) {
         let line = format!("{name:<100} {:>7.2} s  {rest}", took.as_secs_f64());
-        self.say(line.trim_end());
+        self.rows.say(line.trim_end());
     }
 
     /// Something is wrong; the rows after it are still of interest.
     pub fn fail(&mut self, problem: String) {
-        self.say(&format!("    FAILED: {problem}"));
-        self.failures.push(problem);
+        self.rows.fail(problem);
     }
 
     /// As [`Bed::until`], of what only looks.
@@ -151,7 +144,7 @@ impl Bed {
         let start = Instant::now();
         while let Some(lack) = missing(self).unwrap_or_else(|error| Some(error.to_string())) {
             if start.elapsed() > LIMIT {
-                panic!("{what}: {lack}\n{}{}", self.table, self.condition());
+                panic!("{what}: {lack}\n{}{}", self.rows.text(), self.condition());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -221,9 +214,8 @@ impl Bed {
     /// # Panics
     /// When a row failed, or something is left.
     pub fn close(self) {
-        if !self.failures.is_empty() {
-            let failures = self.failures.join("\n");
-            panic!("{}\n{failures}\n{}", self.table, self.condition());
+        if let Some(failed) = self.rows.failed() {
+            panic!("{failed}\n{}", self.condition());
         }
         let name = self.lab.spec.name.clone();
         let start = Instant::now();
@@ -234,11 +226,6 @@ impl Bed {
             start.elapsed().as_secs_f64()
         ));
     }
-}
-
-fn print(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// The image's archive.
